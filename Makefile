@@ -1,0 +1,44 @@
+# `make test` and `make demo` work on a fresh machine: they create the virtual environment and install what they need.
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+CONFORMANCE = .cache/conformance
+
+.PHONY: help install test test-slow lint format conformance test-core
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(INSTALLED): pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+install: $(INSTALLED) ## Create the virtual environment (done by the other targets when needed)
+
+test: $(INSTALLED) ## Run the test suite
+	$(RUN) -m pytest
+
+test-slow: $(INSTALLED) ## Run the tests that take minutes
+	$(RUN) -m pytest -m slow
+
+lint: $(INSTALLED) ## Check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(INSTALLED) ## Repair style where ruff can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+conformance: $(INSTALLED) ## Run Transformers' own common tests, from the source package of the installed version
+	$(RUN) tests/conformance/assemble.py $(CONFORMANCE)
+	PYTHONPATH=$(CONFORMANCE) $(RUN) -m pytest tests/conformance
+
+# The core alone, in an environment of its own: no torchvision, none of the extras.
+test-core: ## Run the tests that need the core dependencies alone
+	test -x $(VENV)-core/bin/python || $(PYTHON) -m venv $(VENV)-core
+	$(VENV)-core/bin/python -m pip install --quiet "torch==2.13.0" --editable . pytest
+	$(VENV)-core/bin/python -m pytest tests/core

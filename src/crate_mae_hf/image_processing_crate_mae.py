@@ -1,0 +1,174 @@
+"""Image processors of CRATE-MAE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import convert_to_rgb, get_resize_output_image_size
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
+
+# Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
+LUMA = (0.299, 0.587, 0.114)
+# Pillow's modes of 16 bit grey images; a 16 bit PNG may also come as "I".
+MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class CrateMaeImageProcessorKwargs(ImagesKwargs, total=False):
+    """Arguments of the image processors beyond the standard ones.
+
+    num_channels (`int`, *optional*, defaults to 3):
+        Number of channels that the model takes.
+    """
+
+    num_channels: int
+
+
+def to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Round 16 bit values to 8 bits."""
+    return np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
+
+
+def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
+    """Return an image of any mode as a `(height, width, num_channels)` array, with transparency over white."""
+    if image.mode in MODES_16_BIT:
+        image = PIL.Image.fromarray(to_eight_bits(np.asarray(image)))
+    if num_channels in (1, 3):
+        array = convert_to_rgb(image, return_numpy=True)
+        return np.asarray(PIL.Image.fromarray(array).convert("L"))[..., None] if num_channels == 1 else array
+    return np.atleast_3d(np.asarray(image))
+
+
+def adapt_channels(
+    image: np.ndarray, num_channels: int, input_data_format: str | ChannelDimension | None
+) -> np.ndarray:
+    """Return an array of any layout as `(height, width, num_channels)`.
+
+    Ordinary pictures (`num_channels` 1 or 3) may come grey, in colour, or in colour with an alpha channel, which goes
+    over white; 16 bit values are rounded to 8. Images of any other number of channels are taken as they are.
+    """
+    if image.ndim == 2:
+        image = image[..., None]
+    else:
+        accepted = tuple(sorted({1, 3, 4, num_channels})) if num_channels in (1, 3) else (num_channels,)
+        try:
+            layout = ChannelDimension(input_data_format or infer_channel_dimension_format(image, accepted))
+        except ValueError:
+            raise ValueError(
+                f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
+                f"{num_channels}`; got an array of shape {image.shape}."
+            ) from None
+        if layout == ChannelDimension.FIRST:
+            image = np.moveaxis(image, 0, -1)
+    if num_channels in (1, 3):
+        if image.dtype == np.uint16:
+            image = to_eight_bits(image)
+        if image.shape[-1] == 4:
+            white = 255 if np.issubdtype(image.dtype, np.integer) else 1
+            opacity = image[..., 3:] / white
+            image = (image[..., :3] * opacity + white * (1 - opacity)).astype(image.dtype)
+        if image.shape[-1] == 1:
+            image = np.repeat(image, num_channels, axis=-1)
+        elif num_channels == 1:
+            image = (image @ np.asarray(LUMA))[..., None].astype(image.dtype)
+    if image.shape[-1] != num_channels:
+        raise ValueError(f"`images` must have {num_channels} channels, got an array with {image.shape[-1]}.")
+    return image
+
+
+class CrateMaeImageProcessorMixin(BaseImageProcessor):
+    """Settings of both image processors, and the way any image becomes an array of `num_channels` channels.
+
+    Images are resized to 256 pixels on the shorter edge (bicubic), cropped to the central 224 x 224, scaled to [0, 1]
+    and normalised by the mean and standard deviation of ImageNet. Every setting is an argument of the constructor and
+    of the call, named as in Transformers' own processors, plus `num_channels`.
+
+    Images may be Pillow images of any mode, NumPy arrays or torch tensors, channels first or last, alone, in a list of
+    mixed sizes or in a batch.
+    """
+
+    valid_kwargs = CrateMaeImageProcessorKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    num_channels = 3
+
+    def _validate_preprocess_kwargs(self, num_channels: int = 3, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        for name in ("image_mean", "image_std"):
+            values = kwargs[name] if kwargs.get("do_normalize") else None
+            if isinstance(values, (list, tuple)) and len(values) not in (1, num_channels):
+                raise ValueError(
+                    f"`{name}` must be one number or have {num_channels} values, one a channel (`num_channels="
+                    f"{num_channels}`), got {values}."
+                )
+
+    def process_image(
+        self,
+        image: ImageInput,
+        num_channels: int = 3,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        kwargs["do_convert_rgb"] = False
+        if isinstance(image, PIL.Image.Image):
+            array = adapt_channels(pil_to_array(image, num_channels), num_channels, ChannelDimension.LAST)
+        else:
+            if isinstance(image, torch.Tensor):
+                image = image.detach().cpu().numpy()
+            array = adapt_channels(np.asarray(image), num_channels, input_data_format)
+        return super().process_image(np.ascontiguousarray(array), input_data_format=ChannelDimension.LAST, **kwargs)
+
+
+class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):
+    """The image processor on Pillow and NumPy; settings as in [`CrateMaeImageProcessorMixin`]."""
+
+    def resize(
+        self,
+        image: np.ndarray,
+        size: SizeDict,
+        resample: PILImageResampling | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        if image.dtype == np.uint8 and image.shape[0] in (1, 3):
+            return super().resize(image, size, resample, **kwargs)
+        # Pillow has no mode for several channels of numbers: each goes through its mode of 32 bit floats.
+        if size.shortest_edge:
+            height, width = get_resize_output_image_size(
+                image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
+            )
+        else:
+            height, width = size.height, size.width
+        channels = [PIL.Image.fromarray(channel.astype(np.float32)) for channel in image]
+        return np.stack([np.asarray(channel.resize((width, height), resample)) for channel in channels])
+
+
+if is_torchvision_available():
+
+    class CrateMaeImageProcessor(CrateMaeImageProcessorMixin, TorchvisionBackend):
+        """The image processor on torchvision; settings as in [`CrateMaeImageProcessorMixin`]."""
+
+else:
+    CrateMaeImageProcessor = CrateMaeImageProcessorPil  # type: ignore[assignment, misc]
+
+
+__all__ = ["CrateMaeImageProcessor", "CrateMaeImageProcessorPil"]

@@ -1,0 +1,36 @@
+"""Settings shared by all tests: no network, repeatable numbers, and a model that is small enough for any of them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from crate_mae_hf import CrateMaeConfig
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def config() -> CrateMaeConfig:
+    """Three encoder and two decoder layers on 16 patches."""
+    return CrateMaeConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        decoder_num_hidden_layers=2,
+        image_size=32,
+        patch_size=8,
+    )
+
+
+@pytest.fixture
+def pixel_values() -> torch.Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

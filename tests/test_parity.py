@@ -1,0 +1,130 @@
+"""The model against golden values of the official implementation (tests/reference)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf.conversion import convert_key, convert_state_dict
+from crate_mae_hf.modeling_crate_mae import CrateMaeSubspaceAttention
+
+REFERENCE = Path(__file__).parent / "reference"
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+class Reference:
+    """A golden file, and the model with its weights."""
+
+    def __init__(self, name: str, attn_implementation: str):
+        with safe_open(REFERENCE / f"{name}.safetensors", framework="pt") as file:
+            official = json.loads(file.metadata()["config"])
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        config = CrateMaeConfig(
+            image_size=official["img_size"],
+            patch_size=official["patch_size"],
+            hidden_size=official["embed_dim"],
+            num_hidden_layers=official["depth"],
+            num_attention_heads=official["num_heads"],
+            decoder_hidden_size=official["decoder_embed_dim"],
+            decoder_num_hidden_layers=official["decoder_depth"],
+            decoder_num_attention_heads=official["decoder_num_heads"],
+            ista_lambda=official["lambd"],
+            mask_ratio=official["mask_ratio"],
+            norm_pix_loss=official.get("norm_pix_loss", False),
+            attn_implementation=attn_implementation,
+        )
+        self.model = CrateMaeForPreTraining(config)
+        self.model.load_state_dict(convert_state_dict(self.group("checkpoint")))
+
+    def group(self, prefix: str) -> dict[str, torch.Tensor]:
+        """All tensors under `prefix`, without it."""
+        return {key[len(prefix) + 1 :]: value for key, value in self.tensors.items() if key.startswith(f"{prefix}.")}
+
+    def sequence(self, name: str) -> list[torch.Tensor]:
+        """The tensors `name`.0, `name`.1, ..."""
+        group = self.group(name)
+        return [group[str(i)] for i in range(len(group))]
+
+
+@pytest.fixture(params=["eager", "sdpa"])
+def attn_implementation(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["crate_mae_micro", "crate_mae_micro_norm_pix"])
+def reference(request, attn_implementation) -> Reference:
+    return Reference(request.param, attn_implementation)
+
+
+def test_position_table_is_the_official_one(reference):
+    table = CrateMaeForPreTraining(reference.model.config).crate_mae.embeddings.position_embeddings
+    torch.testing.assert_close(table, reference.tensors["checkpoint.decoder_pos_embed"], **TOLERANCE)
+
+
+def test_masked_forward(reference):
+    expected = reference.group("expected")
+    outputs = reference.model(reference.tensors["pixel_values"], noise=reference.tensors["noise"])
+    torch.testing.assert_close(outputs.loss.reshape(1), expected["loss"], **TOLERANCE)
+    torch.testing.assert_close(outputs.logits, expected["logits"], **TOLERANCE)
+    assert torch.equal(outputs.mask, expected["mask"])
+    assert torch.equal(outputs.ids_restore, expected["ids_restore"])
+    latent = reference.model.crate_mae(reference.tensors["pixel_values"], expected["mask"].bool()).last_hidden_state
+    torch.testing.assert_close(latent, expected["latent"], **TOLERANCE)
+
+
+def test_gradients(reference):
+    reference.model(reference.tensors["pixel_values"], noise=reference.tensors["noise"]).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in reference.model.named_parameters()}
+    expected = {convert_key(key): value for key, value in reference.group("expected.grad").items()}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_unmasked_encoder(reference):
+    encoder = reference.model.crate_mae
+    codes = []
+    for module in encoder.modules():
+        if isinstance(module, CrateMaeSubspaceAttention):
+            module.subspace_proj.register_forward_hook(lambda module, args, output: codes.append(output))
+    eager = encoder.config._attn_implementation == "eager"
+    outputs = encoder(reference.tensors["pixel_values"], output_hidden_states=True, output_attentions=eager)
+    torch.testing.assert_close(
+        outputs.last_hidden_state, reference.tensors["expected.unmasked_last_hidden_state"], **TOLERANCE
+    )
+    torch.testing.assert_close(
+        list(outputs.hidden_states), reference.sequence("expected.unmasked_hidden_states"), **TOLERANCE
+    )
+    torch.testing.assert_close(codes, reference.sequence("expected.unmasked_subspace_codes"), **TOLERANCE)
+    if eager:
+        torch.testing.assert_close(
+            list(outputs.attentions), reference.sequence("expected.unmasked_attentions"), **TOLERANCE
+        )
+
+
+def test_training_curve(attn_implementation):
+    reference = Reference("crate_mae_training_curve", attn_implementation)
+    optimizer = torch.optim.AdamW(reference.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    losses = []
+    for pixel_values, noise in zip(reference.tensors["pixel_values"], reference.tensors["noise"], strict=True):
+        loss = reference.model(pixel_values, noise=noise).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.double())
+    torch.testing.assert_close(torch.stack(losses).detach(), reference.tensors["expected.losses"], atol=1e-4, rtol=1e-4)
+
+
+# The official totals include `decoder_embed` (d² + d), which is never called, and two frozen tables (2 · 197 · d).
+@pytest.mark.parametrize(
+    ("size", "official_total"),
+    [("tiny", 11_555_328), ("small", 25_405_824), ("base", 44_638_464), ("large", 154_274_560)],
+)
+def test_parameter_counts(size, official_total):
+    with torch.device("meta"):
+        model = CrateMaeForPreTraining(CrateMaeConfig.from_size(size))
+    width = model.config.hidden_size
+    assert model.num_parameters(only_trainable=True) == official_total - (width**2 + width) - 2 * 197 * width
