@@ -1,6 +1,6 @@
 """Image processors of CRATE-MAE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -42,50 +42,58 @@ def to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
-    """Return an image of any mode as a `(height, width, num_channels)` array, with transparency over white."""
+    """Return an image of any mode as an array, with its transparency over white.
+
+    Args:
+        image: The image.
+        num_channels: 1 for `(height, width)` in grey, 3 for `(height, width, 3)` in colour; otherwise the image's own.
+    """
     if image.mode in MODES_16_BIT:
         image = PIL.Image.fromarray(to_eight_bits(np.asarray(image)))
-    if num_channels in (1, 3):
-        array = convert_to_rgb(image, return_numpy=True)
-        return np.asarray(PIL.Image.fromarray(array).convert("L"))[..., None] if num_channels == 1 else array
-    return np.atleast_3d(np.asarray(image))
+    if num_channels not in (1, 3):
+        return np.asarray(image)
+    array = cast(np.ndarray, convert_to_rgb(image, return_numpy=True))
+    return np.asarray(PIL.Image.fromarray(array).convert("L")) if num_channels == 1 else array
 
 
 def adapt_channels(
-    image: np.ndarray, num_channels: int, input_data_format: str | ChannelDimension | None
-) -> np.ndarray:
-    """Return an array of any layout as `(height, width, num_channels)`.
+    image: torch.Tensor, num_channels: int, input_data_format: str | ChannelDimension | None
+) -> torch.Tensor:
+    """Return an image of any layout as `(num_channels, height, width)`.
 
     Ordinary pictures (`num_channels` 1 or 3) may come grey, in colour, or in colour with an alpha channel, which goes
     over white; 16 bit values are rounded to 8. Images of any other number of channels are taken as they are.
+
+    Raises:
+        ValueError: If the image has a number of channels that cannot become `num_channels`.
     """
     if image.ndim == 2:
-        image = image[..., None]
-    else:
-        accepted = tuple(sorted({1, 3, 4, num_channels})) if num_channels in (1, 3) else (num_channels,)
-        try:
-            layout = ChannelDimension(input_data_format or infer_channel_dimension_format(image, accepted))
-        except ValueError:
-            raise ValueError(
-                f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
-                f"{num_channels}`; got an array of shape {image.shape}."
-            ) from None
-        if layout == ChannelDimension.FIRST:
-            image = np.moveaxis(image, 0, -1)
-    if num_channels in (1, 3):
-        if image.dtype == np.uint16:
-            image = to_eight_bits(image)
-        if image.shape[-1] == 4:
-            white = 255 if np.issubdtype(image.dtype, np.integer) else 1
-            opacity = image[..., 3:] / white
-            image = (image[..., :3] * opacity + white * (1 - opacity)).astype(image.dtype)
-        if image.shape[-1] == 1:
-            image = np.repeat(image, num_channels, axis=-1)
-        elif num_channels == 1:
-            image = (image @ np.asarray(LUMA))[..., None].astype(image.dtype)
-    if image.shape[-1] != num_channels:
-        raise ValueError(f"`images` must have {num_channels} channels, got an array with {image.shape[-1]}.")
-    return image
+        image = image.unsqueeze(0)
+        input_data_format = ChannelDimension.FIRST
+    accepted = (1, 3, 4) if num_channels in (1, 3) else (num_channels,)
+    if input_data_format is None and (image.shape[0] in accepted or image.shape[2] in accepted):
+        input_data_format = infer_channel_dimension_format(cast(Any, image), accepted)
+    if input_data_format == ChannelDimension.LAST:
+        image = image.permute(2, 0, 1)
+    if image.shape[0] not in accepted:
+        raise ValueError(
+            f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
+            f"{num_channels}`, got an image of shape {tuple(image.shape)}."
+        )
+    if num_channels not in (1, 3):
+        return image
+    if image.dtype == torch.uint16:
+        image = torch.from_numpy(to_eight_bits(image.numpy()))
+    dtype, is_integer = image.dtype, not image.is_floating_point()
+    if image.shape[0] == 4:
+        white = 255 if is_integer else 1
+        opacity = image[3:] / white
+        image = image[:3] * opacity + white * (1 - opacity)
+    if image.shape[0] == 3 and num_channels == 1:
+        image = torch.tensordot(torch.tensor(LUMA, device=image.device), image.float(), dims=1).unsqueeze(0)
+    if is_integer and image.is_floating_point():
+        image = image.round()
+    return image.to(dtype).expand(num_channels, -1, -1)
 
 
 class CrateMaeImageProcessorMixin(BaseImageProcessor):
@@ -96,7 +104,8 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
     of the call, named as in Transformers' own processors, plus `num_channels`.
 
     Images may be Pillow images of any mode, NumPy arrays or torch tensors, channels first or last, alone, in a list of
-    mixed sizes or in a batch.
+    mixed sizes or in a batch. With `num_channels` 3 or 1 pictures become colour or grey; with `do_convert_rgb=False`
+    they are taken with the channels they have.
     """
 
     valid_kwargs = CrateMaeImageProcessorKwargs
@@ -110,12 +119,15 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
     do_center_crop = True
     do_rescale = True
     do_normalize = True
+    do_convert_rgb = True
     num_channels = 3
 
-    def _validate_preprocess_kwargs(self, num_channels: int = 3, **kwargs: Any) -> None:
-        super()._validate_preprocess_kwargs(**kwargs)
+    def _validate_preprocess_kwargs(
+        self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any
+    ) -> None:
+        super()._validate_preprocess_kwargs(*args, **kwargs)
         for name in ("image_mean", "image_std"):
-            values = kwargs[name] if kwargs.get("do_normalize") else None
+            values = kwargs[name] if do_convert_rgb and kwargs.get("do_normalize") else None
             if isinstance(values, (list, tuple)) and len(values) not in (1, num_channels):
                 raise ValueError(
                     f"`{name}` must be one number or have {num_channels} values, one a channel (`num_channels="
@@ -126,20 +138,21 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         self,
         image: ImageInput,
         num_channels: int = 3,
+        do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> Any:
-        kwargs["do_convert_rgb"] = False
-        if isinstance(image, PIL.Image.Image):
-            array = adapt_channels(pil_to_array(image, num_channels), num_channels, ChannelDimension.LAST)
-        else:
-            if isinstance(image, torch.Tensor):
-                image = image.detach().cpu().numpy()
-            array = adapt_channels(np.asarray(image), num_channels, input_data_format)
-        return super().process_image(np.ascontiguousarray(array), input_data_format=ChannelDimension.LAST, **kwargs)
+        if do_convert_rgb:
+            if isinstance(image, PIL.Image.Image):
+                image = pil_to_array(image, num_channels)
+                input_data_format = ChannelDimension.LAST
+            tensor = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+            image = adapt_channels(tensor, num_channels, input_data_format)
+            input_data_format = ChannelDimension.FIRST
+        return super().process_image(image, input_data_format=input_data_format, **kwargs)
 
 
-class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):
+class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):  # type: ignore[misc]
     """The image processor on Pillow and NumPy; settings as in [`CrateMaeImageProcessorMixin`]."""
 
     def resize(
@@ -147,10 +160,11 @@ class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):
         image: np.ndarray,
         size: SizeDict,
         resample: PILImageResampling | None = None,
+        reducing_gap: int | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
         if image.dtype == np.uint8 and image.shape[0] in (1, 3):
-            return super().resize(image, size, resample, **kwargs)
+            return super().resize(image, size, resample, reducing_gap, **kwargs)
         # Pillow has no mode for several channels of numbers: each goes through its mode of 32 bit floats.
         if size.shortest_edge:
             height, width = get_resize_output_image_size(
@@ -164,7 +178,7 @@ class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):
 
 if is_torchvision_available():
 
-    class CrateMaeImageProcessor(CrateMaeImageProcessorMixin, TorchvisionBackend):
+    class CrateMaeImageProcessor(CrateMaeImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]
         """The image processor on torchvision; settings as in [`CrateMaeImageProcessorMixin`]."""
 
 else:

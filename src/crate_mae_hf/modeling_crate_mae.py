@@ -43,12 +43,12 @@ class CrateMaeForPreTrainingOutput(ModelOutput):
             The encoder's attention maps, `(batch_size, num_heads, num_patches + 1, num_patches + 1)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    mask: torch.FloatTensor | None = None
-    ids_restore: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def sincos_position_table(hidden_size: int, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -121,15 +121,15 @@ class CrateMaeEmbeddings(nn.Module):
         self.patch_embeddings = CrateMaePatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        num_positions = self.grid_size[0] * self.grid_size[1] + 1
-        self.register_buffer("position_embeddings", torch.zeros(1, num_positions, config.hidden_size))
+        self.position_embeddings: torch.Tensor
+        self.register_buffer("position_embeddings", sincos_position_table(config.hidden_size, self.grid_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
         """Return the positions for an image of (height, width) pixels, by bicubic interpolation in float32."""
         patch_height, patch_width = self.patch_embeddings.patch_size
         grid_size = (height // patch_height, width // patch_width)
-        table = cast(torch.Tensor, self.position_embeddings)
+        table = self.position_embeddings
         if grid_size == self.grid_size:
             return table
         patches = table[:, 1:].float().unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # (1, d, rows, columns)
@@ -154,8 +154,8 @@ class CrateMaeEmbeddings(nn.Module):
             )
         embeddings = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token, embeddings)
         embeddings = torch.cat([self.cls_token.expand(batch_size, -1, -1), embeddings], dim=1)
-        height, width = pixel_values.shape[2:]
-        return self.dropout(embeddings + self.interpolate_pos_encoding(height, width))
+        positions = self.interpolate_pos_encoding(*pixel_values.shape[2:])
+        return self.dropout((embeddings + positions).to(embeddings.dtype))
 
 
 def eager_attention_forward(
@@ -281,7 +281,7 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dictionary = nn.Parameter(torch.empty(config.hidden_size, config.hidden_size))
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mssa = CrateMaeSubspaceAttention(config, config.decoder_num_attention_heads)
+        self.mssa = CrateMaeSubspaceAttention(config, cast(int, config.decoder_num_attention_heads))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -296,7 +296,8 @@ class CrateMaeDecoder(nn.Module):
     def __init__(self, config: CrateMaeConfig):
         super().__init__()
         patch_height, patch_width = to_pair(config.patch_size)
-        self.layers = nn.ModuleList([CrateMaeDecoderLayer(config) for _ in range(config.decoder_num_hidden_layers)])
+        num_layers = cast(int, config.decoder_num_hidden_layers)
+        self.layers = nn.ModuleList([CrateMaeDecoderLayer(config) for _ in range(num_layers)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.prediction_head = nn.Linear(config.hidden_size, patch_height * patch_width * config.num_channels)
 
@@ -312,7 +313,7 @@ class CrateMaePreTrainedModel(PreTrainedModel):
     config: CrateMaeConfig
     base_model_prefix = "crate_mae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["CrateMaeEmbeddings", "CrateMaeLayer", "CrateMaeDecoderLayer"]
     _supports_sdpa = True
@@ -334,13 +335,14 @@ class CrateMaePreTrainedModel(PreTrainedModel):
             # because a view of a loaded weight would lose the mark that it is loaded.
             bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
             init.uniform_(module.weight, -bound, bound)
-            init.zeros_(module.bias)
+            init.zeros_(cast(torch.Tensor, module.bias))
         elif isinstance(module, (CrateMaeISTA, CrateMaeDecoderLayer)):
             init.kaiming_uniform_(module.dictionary)
         elif isinstance(module, CrateMaeEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             init.normal_(module.mask_token, std=self.config.initializer_range)
-            init.copy_(module.position_embeddings, sincos_position_table(module.hidden_size, module.grid_size))
+            table = sincos_position_table(module.hidden_size, module.grid_size)
+            init.copy_(module.position_embeddings, table)
         else:
             super()._init_weights(module)
 
@@ -568,9 +570,9 @@ class CrateMaeForImageClassification(CrateMaePreTrainedModel):
 
     def __init__(self, config: CrateMaeConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.crate_mae = CrateMaeModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -601,7 +603,7 @@ class CrateMaeForImageClassification(CrateMaePreTrainedModel):
         outputs: BaseModelOutputWithPooling = self.crate_mae(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
-        tokens = outputs.last_hidden_state
+        tokens = cast(torch.Tensor, outputs.last_hidden_state)
         logits = self.classifier(tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1))
         loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
         return ImageClassifierOutput(
@@ -618,7 +620,7 @@ class CrateMaeBackbone(BackboneMixin, CrateMaeModel):
 
     @can_return_tuple
     @filter_output_hidden_states
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
