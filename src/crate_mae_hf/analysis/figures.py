@@ -4,6 +4,7 @@ Figures are made without pyplot: no global state, no window, nothing to close.
 """
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ def _show(axes: Axes, image: torch.Tensor) -> None:
         axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
+def _caption(figure: Figure, text: str) -> None:
+    """Write below a figure which tensor was measured, in lines as wide as the figure."""
+    figure.supxlabel(fill(text, width=int(figure.get_figwidth() * 17)), fontsize=7)
+
+
 def _image_axes(num_rows: int, num_columns: int, caption: str, cell: float = 1.15) -> tuple[Figure, np.ndarray]:
     """Return a figure of square cells without ticks, with a caption below."""
     figure = Figure(figsize=(cell * num_columns + 0.3, cell * num_rows + 1.0), layout="constrained")
@@ -40,7 +46,7 @@ def _image_axes(num_rows: int, num_columns: int, caption: str, cell: float = 1.1
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    figure.supxlabel(caption, fontsize=7)
+    _caption(figure, caption)
     return figure, axes
 
 
