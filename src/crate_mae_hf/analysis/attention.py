@@ -1,6 +1,6 @@
 """Attention maps of the cls token, computed from the codes: any attention implementation will do, sdpa included."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -24,8 +24,8 @@ def attention_maps(
     sums to less than 1. Nothing is masked.
 
     Args:
-        model: A CRATE-MAE, or a ViTMAE of Transformers (there query and key have projections of their own). It is run in
-            evaluation mode and left as it was.
+        model: A CRATE-MAE, or a ViTMAE of Transformers (there query and key have projections of their own). It is run
+            in evaluation mode and left as it was.
         pixel_values: Images of shape `(num_images, num_channels, height, width)`, as the model takes them; positions
             are interpolated if the images have another size than the model's.
         layers: Encoder layers to read, counted from 0, or from the end if negative.
@@ -45,7 +45,9 @@ def attention_maps(
     def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         codes[module] = output
 
-    hooks = dict.fromkeys((projection for pair in projections for projection in pair), keep)
+    hooks: dict[nn.Module, Callable[..., None]] = dict.fromkeys(
+        (projection for pair in projections for projection in pair), keep
+    )
     maps = []
     with inference(model), forward_hooks(hooks):
         chunks = pixel_values.split(batch_size)
@@ -64,7 +66,7 @@ def attention_maps(
 
 
 def upsample(maps: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Bring maps `(..., rows, columns)` to an image's (height, width), by bilinear interpolation between patch centres."""
+    """Bring maps `(..., rows, columns)` to an image's (height, width), bilinearly between the centres of patches."""
     flat = maps.flatten(0, -3).unsqueeze(1)
     flat = nn.functional.interpolate(flat, size=image_size, mode="bilinear", align_corners=False)
     return flat.squeeze(1).unflatten(0, maps.shape[:-2])

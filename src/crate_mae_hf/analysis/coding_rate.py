@@ -83,8 +83,8 @@ def subspace_coherence(projection: torch.Tensor, num_heads: int) -> torch.Tensor
 
         mean over k != l of |Q_kᵀ Q_l|_F² / p,   Q_k an orthonormal basis of the rows of U_k
 
-    0 for orthogonal subspaces, 1 for equal ones, p / d on average for random ones; NaN for one head. MSSA is derived for
-    orthogonal ones.
+    0 for orthogonal subspaces, 1 for equal ones, p / d on average for random ones; NaN for one head. MSSA is derived
+    for orthogonal ones.
 
     Args:
         projection: U of shape `(d, d)`, as in `subspace_proj.weight`; head k owns rows k p to (k + 1) p.

@@ -86,8 +86,8 @@ def layer_report(
 ) -> LayerReport:
     """Measure what each encoder and decoder layer does; `DESCRIPTIONS` says what each number is.
 
-    The layers are observed by forward hooks while the model runs in evaluation mode, without gradients; hooks, modes and
-    state are as before afterwards, also when the forward raises. All N tokens count, cls and mask tokens included.
+    The layers are observed by forward hooks while the model runs in evaluation mode, without gradients; the model is
+    left as it was, also when the forward raises. All N tokens count, cls and mask tokens included.
 
     Args:
         model: Any CRATE-MAE model; only one for pre-training has decoder layers to measure.

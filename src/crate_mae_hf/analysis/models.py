@@ -107,7 +107,7 @@ def _run(
     if bool_masked_pos is not None:
         bool_masked_pos = bool_masked_pos.to(model.device)
     if model.config.model_type != "vit_mae":
-        return part(pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding)
+        return part(pixel_values, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding)
     rows, columns = patch_grid(model, pixel_values)
     shape = (pixel_values.shape[0], rows * columns)
     noise = torch.linspace(0, 0.5, shape[1], device=model.device).expand(shape)  # rising: the patches keep their order

@@ -1,7 +1,7 @@
 """Principal components of the patches' codes over a set of images: segmentation without supervision.
 
-The procedure is that of Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2022, on the subspace codes, as in
-Yu et al., "Emergence of Segmentation with Minimalistic White-Box Transformers", 2023.
+The procedure is that of Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2022, on the subspace codes, as
+in Yu et al., "Emergence of Segmentation with Minimalistic White-Box Transformers", 2023.
 """
 
 from dataclasses import dataclass

@@ -106,9 +106,9 @@ def stitch(
                    + pull * sum over masked i of (m_i - m°_i)² + (s_i - s°_i)²
 
     A border is where patches a and b touch, k runs over the pairs of pixels on its two sides, and m°, s° are
-    interpolated from the visible patches (`interpolate_visible`). The visible patches' m and s are given: this is linear
-    least squares, solved image by image in float64. Natural images are smooth across most borders; an edge that runs
-    exactly along a border is lost.
+    interpolated from the visible patches (`interpolate_visible`). The visible patches' m and s are given, so this is
+    linear least squares, solved image by image in float64. Natural images are smooth across most borders; an edge that
+    runs exactly along a border is lost.
 
     Args:
         normalized: Images y whose patches have mean 0 and variance 1, `(batch_size, num_channels, height, width)`.
@@ -134,7 +134,7 @@ def stitch(
             (index[:, :-1], index[:, 1:], left[b], right[b]),
             (index[:-1], index[1:], upper[b], lower[b]),
         ):
-            # The difference over a border is linear in m_i, s_i, m_j, s_j; a row of coefficients for each pair of pixels.
+            # The difference over a border is linear in m_i, s_i, m_j, s_j: one row of coefficients a pair of pixels.
             y_i, y_j = y_i.flatten(2).flatten(0, 1), y_j.flatten(2).flatten(0, 1)  # (borders, pairs of pixels)
             coefficients = torch.stack([torch.ones_like(y_i), y_i, -torch.ones_like(y_j), -y_j], dim=2)
             unknowns = torch.stack([i, num_patches + i, j, num_patches + j], dim=2).flatten(0, 1)
