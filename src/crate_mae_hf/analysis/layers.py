@@ -64,6 +64,11 @@ class LayerReport:
     decoder: dict[str, torch.Tensor]
     rate_bound: float
 
+    @property
+    def num_images(self) -> int:
+        """Number of images that were measured."""
+        return self.encoder["sparsity"].shape[1]
+
     def table(self) -> list[dict[str, str | int | float]]:
         """Return a row a layer: `part`, `layer` (from 1), and `<measure>_mean` and `<measure>_std` over the images."""
         rows: list[dict[str, str | int | float]] = []
