@@ -7,7 +7,7 @@ import PIL.Image
 import torch
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_transforms import convert_to_rgb, get_resize_output_image_size
+from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -54,8 +54,11 @@ def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
         image = PIL.Image.fromarray(to_eight_bits(np.asarray(image)))
     if num_channels not in (1, 3):
         return np.asarray(image)
-    array = cast(np.ndarray, convert_to_rgb(image, return_numpy=True))
-    return np.asarray(PIL.Image.fromarray(array).convert("L")) if num_channels == 1 else array
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return np.asarray(image.convert("L") if num_channels == 1 else image)
 
 
 def adapt_channels(
