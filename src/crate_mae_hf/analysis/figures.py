@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .attention import upsample
 from .layers import LayerReport
@@ -106,11 +107,11 @@ def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Fig
     figure, axes = _image_axes(
         len(images),
         maps.shape[1] + 1,
-        f"Measured: softmax(w_cls W\u1d40 / sqrt(p)) of encoder layer {layer}, cls query to patches, nothing masked; bilinear "
-        "between patches. Each map from 0 (black) to its own largest attention (yellow).",
+        f"Measured: softmax(w_cls W\u1d40 / sqrt(p)) of encoder layer {layer}, cls query to patches, nothing masked; "
+        "bilinear between patches. Each map from 0 (black) to its own largest attention (yellow).",
     )
     axes[0, 0].set_title("image", fontsize=8)
-    for row, (image, heads) in enumerate(zip(images, upsample(maps, tuple(images.shape[2:])), strict=True)):
+    for row, (image, heads) in enumerate(zip(images, upsample(maps, (images.shape[2], images.shape[3])), strict=True)):
         _show(axes[row, 0], image)
         for head, values in enumerate(heads):
             axes[row, head + 1].imshow(values.numpy(), cmap="inferno", vmin=0)
@@ -129,11 +130,11 @@ def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequenc
     figure, axes = _image_axes(
         len(images),
         len(layers) + 1,
-        "Measured: attention of the cls query to the patches, mean over heads, nothing masked; bilinear between patches. "
-        "The image in grey, over it each map from 0 (blue) to its own largest attention (red).",
+        "Measured: attention of the cls query to the patches, mean over heads, nothing masked; bilinear between "
+        "patches. The image in grey, over it each map from 0 (blue) to its own largest attention (red).",
     )
     axes[0, 0].set_title("image", fontsize=8)
-    overlays = upsample(maps.mean(dim=2), tuple(images.shape[2:]))
+    overlays = upsample(maps.mean(dim=2), (images.shape[2], images.shape[3]))
     for row, (image, values) in enumerate(zip(images, overlays, strict=True)):
         _show(axes[row, 0], image)
         for column, (layer, attention) in enumerate(zip(layers, values, strict=True), start=1):
@@ -186,7 +187,7 @@ def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder") -> None:
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(f"{part} layer", fontsize=8)
     ax.set_ylabel(ylabel, fontsize=8)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(labelsize=7)
     ax.grid(alpha=0.3)
     ax.margins(y=0.1)

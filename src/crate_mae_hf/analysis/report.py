@@ -40,16 +40,34 @@ def column_names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def format_value(value: Any) -> str:
+    """Return a number with four significant digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Return rows as aligned text."""
+    names = column_names(rows)
+    cells = [names, *([format_value(row.get(name, "")) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
+
+
 def html_table(rows: Sequence[Row]) -> str:
     """Return rows as an HTML table; numbers with four significant digits."""
-
-    def cell(value: Any) -> str:
-        return f"<td>{html.escape(f'{value:.4g}' if isinstance(value, float) else str(value))}</td>"
-
     names = column_names(rows)
     header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(cell(row.get(name, "")) for name in names) + "</tr>\n" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(format_value(row.get(name, '')))}</td>" for name in names) + "</tr>\n"
+        for row in rows
+    )
     return f'<div class="table"><table><tr>{header}</tr>\n{body}</table></div>'
+
+
+def html_definitions(descriptions: dict[str, str]) -> str:
+    """Return names and what they mean as an HTML list."""
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in descriptions.items())
+    return f"<dl>{items}</dl>"
 
 
 def html_picture(path: Path) -> str:
