@@ -7,14 +7,15 @@
     python examples/visualize.py
     python examples/visualize.py --model_name_or_path ORG/MODEL --images DIR --output_dir outputs/white_box
 
-Leaves in the output folder: pictures, `layers` and `reconstructions` as CSV and JSON, and all of it as one `report.html`.
-Of a ViTMAE, attention, principal components and reconstructions are drawn. docs/white_box.md says how to read them.
+Leaves in the output folder: pictures, `layers` and `reconstructions` as CSV and JSON, and all of it as one
+`report.html`. Of a ViTMAE, attention, principal components and reconstructions are drawn. docs/white_box.md says how to
+read them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -79,7 +80,7 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Draws the masks."})
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, torch.nn.Module]:
+def load_model(name: str) -> tuple[PreTrainedModel, Any]:
     """Return a model for pre-training and its image processor.
 
     Raises:
@@ -93,13 +94,13 @@ def load_model(name: str) -> tuple[PreTrainedModel, torch.nn.Module]:
         raise ValueError(f"`model_name_or_path`: cannot load {name!r}: {error}{hint}") from error
     if missing := [key for key in info["missing_keys"] if key.startswith("decoder.")]:
         raise ValueError(
-            f"`model_name_or_path`: {name!r} holds no decoder ({missing[0]} is missing); a checkpoint of pre-training is "
-            "needed."
+            f"`model_name_or_path`: {name!r} holds no decoder ({missing[0]} is missing): give it a checkpoint of "
+            "pre-training."
         )
     return model.eval(), processor
 
 
-def load_images(args: Arguments, model: PreTrainedModel, processor: torch.nn.Module) -> torch.Tensor:
+def load_images(args: Arguments, model: PreTrainedModel, processor: Any) -> torch.Tensor:
     """Return the first images of the folder or dataset as `pixel_values`.
 
     Raises:
@@ -184,7 +185,18 @@ def main() -> None:
     for name in ("num_images", "num_pictures", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    if not args.eps_squared > 0:
+        raise ValueError(f"`eps_squared` must be positive, got {args.eps_squared}.")
+    if not all(0 <= mask_ratio < 1 for mask_ratio in args.mask_ratios):
+        raise ValueError(f"`mask_ratios` must lie in [0, 1), got {args.mask_ratios}.")
     model, processor = load_model(args.model_name_or_path)
+    num_layers = model.config.num_hidden_layers
+    if not -num_layers <= args.layer < num_layers:
+        raise ValueError(f"`layer` must lie in [{-num_layers}, {num_layers - 1}], got {args.layer}.")
+    if args.statistics not in (None, "none") and not model.config.norm_pix_loss:
+        raise ValueError(
+            f'`statistics` must be "none" for a model with `norm_pix_loss=False`, got {args.statistics!r}.'
+        )
     pixel_values = load_images(args, model, processor)
     shown = pixel_values[: args.num_pictures]
     pictures = figures.to_display(shown, processor.image_mean, processor.image_std)

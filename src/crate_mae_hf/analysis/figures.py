@@ -19,8 +19,8 @@ from .reconstruction import Reconstruction
 
 STATISTICS_LABELS = {
     "none": "",
-    "visible": "\n(patch statistics:\nvisible patches)",
-    "oracle": "\n(patch statistics: oracle,\nleaks the answer)",
+    "visible": "\n(statistics from\nvisible patches)",
+    "oracle": "\n(oracle statistics:\nleaks the answer)",
 }
 
 
@@ -61,6 +61,9 @@ def reconstruction_grid(
 ) -> Figure:
     """Draw a row an image: the original, then masked image, output, and output with the visible patches pasted.
 
+    A masked image is not drawn again where the mask is the same as before; of an image that was predicted as a whole
+    (`reconstruct_whole`), the output alone is drawn.
+
     Args:
         reconstructions: One, or several of the same images (other masks, other mask ratios, other statistics), which
             follow each other from left to right.
@@ -69,30 +72,32 @@ def reconstruction_grid(
     """
     if isinstance(reconstructions, Reconstruction):
         reconstructions = [reconstructions]
-    images = to_display(reconstructions[0].original, image_mean, image_std)
+    originals = to_display(reconstructions[0].original, image_mean, image_std)
+    columns = [("original", originals)]
+    previous_mask = None
+    for reconstruction in reconstructions:
+        output = to_display(reconstruction.output, image_mean, image_std)
+        title = f"output{STATISTICS_LABELS[reconstruction.statistics]}"
+        if reconstruction.num_passes > 1:
+            columns.append((f"{reconstruction.num_passes} passes:\n{title}", output))
+            continue
+        if previous_mask is None or not torch.equal(reconstruction.bool_masked_pos, previous_mask):
+            masked = torch.where(reconstruction.pixel_mask, 0.5, originals)
+            columns.append((f"{reconstruction.mask_ratio:.0%} masked", masked))
+        previous_mask = reconstruction.bool_masked_pos
+        pasted = to_display(reconstruction.pasted, image_mean, image_std)
+        columns += [(title, output), ("output,\nvisible pasted", pasted)]
     errors = ", ".join(f"{r.error.mean():.3f} ± {r.error.std(correction=0):.3f}" for r in reconstructions)
     figure, axes = _image_axes(
-        len(images),
-        1 + 3 * len(reconstructions),
+        len(originals),
+        len(columns),
         "Measured: predicted pixels. Mean squared error over the masked pixels, in the scale of the normalised images, "
-        f"mean ± spread over images: {errors}.",
+        f"mean ± standard deviation over images, from left to right: {errors}.",
     )
-    axes[0, 0].set_title("original", fontsize=8)
-    for row, image in enumerate(images):
-        _show(axes[row, 0], image)
-    for group, reconstruction in enumerate(reconstructions):
-        output, pasted = (to_display(x, image_mean, image_std) for x in (reconstruction.output, reconstruction.pasted))
-        masked = torch.where(reconstruction.pixel_mask, 0.5, images)
-        label = STATISTICS_LABELS[reconstruction.statistics]
-        columns = {
-            f"{reconstruction.mask_ratio:.0%} masked": masked,
-            f"output{label}": output,
-            "output,\nvisible pasted": pasted,
-        }
-        for column, (title, pictures) in enumerate(columns.items(), start=1 + 3 * group):
-            axes[0, column].set_title(title, fontsize=8)
-            for row, picture in enumerate(pictures):
-                _show(axes[row, column], picture)
+    for column, (title, pictures) in enumerate(columns):
+        axes[0, column].set_title(title, fontsize=8)
+        for row, picture in enumerate(pictures):
+            _show(axes[row, column], picture)
     return figure
 
 
@@ -139,7 +144,7 @@ def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequenc
         _show(axes[row, 0], image)
         for column, (layer, attention) in enumerate(zip(layers, values, strict=True), start=1):
             _show(axes[row, column], image.mean(dim=0, keepdim=True))
-            axes[row, column].imshow(attention.numpy(), cmap="jet", vmin=0, alpha=0.55)
+            axes[row, column].imshow(attention.numpy(), cmap="turbo", vmin=0, alpha=0.55)
             axes[0, column].set_title(f"layer {layer}", fontsize=8)
     return figure
 
@@ -190,7 +195,7 @@ def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder") -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(labelsize=7)
     ax.grid(alpha=0.3)
-    ax.margins(y=0.1)
+    ax.margins(y=0.3)  # room for the legend
     ax.legend(fontsize=7)
 
 
@@ -206,8 +211,8 @@ def compression_and_sparsity(report: LayerReport) -> Figure:
         _curve(ax, report.encoder, f"subspace_rate_before{suffix}", "before MSSA: U z", "tab:blue", dashed=True)
         _curve(ax, report.encoder, f"subspace_rate_after{suffix}", "after MSSA: U z_half", "tab:orange")
     rates.axhline(report.rate_bound, color="grey", linestyle=":", linewidth=1, label="bound d/2 log(1 + 1/eps²)")
-    _finish(rates, "compression, unit-norm tokens", "R^c [nats]")
-    _finish(raw, "compression, raw tokens", "R^c [nats]")
+    _finish(rates, "compression, unit-norm tokens", "$R^c$ [nats]")
+    _finish(raw, "compression, raw tokens", "$R^c$ [nats]")
     _curve(share, report.encoder, "nonzero_share", "z', the layer's output", "tab:green")
     share.set_ylim(0, 1)
     _finish(share, "sparsity (lower is sparser)", "share of non-zero entries")
@@ -230,9 +235,10 @@ def layer_steps(report: LayerReport) -> Figure:
     encoder, decoder = report.encoder, report.decoder
     _curve(rate, encoder, "coding_rate", "z', raw", "tab:purple")
     _curve(rate, encoder, "coding_rate_unit", "z', unit-norm tokens", "tab:pink", dashed=True)
-    _finish(rate, "coding rate of the output", "R [nats]")
+    _finish(rate, "coding rate of the output", "$R$ [nats]")
     _curve(energy, encoder, "mssa_energy", "MSSA: |z_half - z|² / |z|²", "tab:blue")
     _curve(energy, encoder, "ista_energy", "ISTA: |z' - n|² / |n|²", "tab:green")
+    energy.set_ylim(bottom=0)
     _finish(energy, "energy of the two steps", "relative energy")
     for ax, name, title, ylabel in (
         (residual, "residual", "sparse coding: residual", "1/2 |n - a D\u1d40|² a token"),

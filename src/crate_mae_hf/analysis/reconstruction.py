@@ -22,6 +22,7 @@ class Reconstruction:
         bool_masked_pos: True where a patch was masked, `(batch_size, num_patches)`.
         pixel_mask: The same for pixels, `(batch_size, 1, height, width)`.
         statistics: Where mean and standard deviation of the predicted patches come from, see `reconstruct`.
+        num_passes: Number of forwards that the output was put together from, see `reconstruct_whole`.
     """
 
     original: torch.Tensor
@@ -29,6 +30,7 @@ class Reconstruction:
     bool_masked_pos: torch.Tensor
     pixel_mask: torch.Tensor
     statistics: Statistics
+    num_passes: int = 1
 
     @property
     def pasted(self) -> torch.Tensor:
@@ -249,4 +251,4 @@ def reconstruct_whole(
         output += torch.where(reconstruction.pixel_mask, reconstruction.output, 0) / (num_parts - 1)
     bool_masked_pos = torch.ones_like(parts, dtype=torch.bool)
     pixel_mask = torch.ones_like(reconstruction.pixel_mask)
-    return Reconstruction(reconstruction.original, output, bool_masked_pos, pixel_mask, statistics)
+    return Reconstruction(reconstruction.original, output, bool_masked_pos, pixel_mask, statistics, num_parts)

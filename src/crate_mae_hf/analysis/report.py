@@ -5,7 +5,7 @@ import csv
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def html_picture(path: Path) -> str:
     return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
-def html_page(title: str, sections: dict[str, Sequence[str]]) -> str:
+def html_page(title: str, sections: Mapping[str, Sequence[str]]) -> str:
     """Return a page: a heading for each section, and below it its pieces of HTML."""
     body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n" + "\n".join(parts) for heading, parts in sections.items())
     return (
