@@ -89,6 +89,8 @@ def main() -> None:
         (ModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
+    if data_args.streaming and training_args.max_steps <= 0:
+        raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
     checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
