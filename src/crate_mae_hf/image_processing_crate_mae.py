@@ -7,7 +7,7 @@ import PIL.Image
 import torch
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_transforms import convert_to_rgb, get_resize_output_image_size
+from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -53,12 +53,17 @@ def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
         image: The image.
         num_channels: 1 for `(height, width)` in grey, 3 for `(height, width, 3)` in colour; otherwise the image's own.
     """
+    if image.mode in ("La", "RGBa"):  # premultiplied by their alpha channel
+        image = image.convert(image.mode.upper())
     if image.mode in MODES_16_BIT:
         image = PIL.Image.fromarray(to_eight_bits(np.asarray(image)))
     if num_channels not in (1, 3):
         return np.asarray(image)
-    array = cast(np.ndarray, convert_to_rgb(image, return_numpy=True))
-    return np.asarray(PIL.Image.fromarray(array).convert("L")) if num_channels == 1 else array
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return np.asarray(image.convert("L") if num_channels == 1 else image)
 
 
 def adapt_channels(
@@ -67,7 +72,8 @@ def adapt_channels(
     """Return an image of any layout as `(num_channels, height, width)`.
 
     Ordinary pictures (`num_channels` 1 or 3) may come grey, in colour, or in colour with an alpha channel, which goes
-    over white; 16 bit values are rounded to 8. Images of any other number of channels are taken as they are.
+    over white (255, or 1 for floats); 16 bit values are rounded to 8. Images of any other number of channels are
+    taken as they are. Integers of other than 8 bits come back as float32, which can be resized without overflow.
 
     Raises:
         ValueError: If the image has a number of channels that cannot become `num_channels`.
@@ -85,20 +91,23 @@ def adapt_channels(
             f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
             f"{num_channels}`, got an image of shape {tuple(image.shape)}."
         )
-    if num_channels not in (1, 3):
-        return image
-    if image.dtype == torch.uint16:
+    is_picture, is_integer = num_channels in (1, 3), not image.is_floating_point()
+    if is_picture and image.dtype == torch.uint16:
         image = torch.from_numpy(to_eight_bits(image.numpy()))
-    dtype, is_integer = image.dtype, not image.is_floating_point()
+    if is_integer and image.dtype != torch.uint8:
+        image = image.float()
+    if not is_picture:
+        return image
+    dtype = image.dtype
     if image.shape[0] == 4:
         white = 255 if is_integer else 1
         opacity = image[3:] / white
         image = image[:3] * opacity + white * (1 - opacity)
     if image.shape[0] == 3 and num_channels == 1:
         image = torch.tensordot(torch.tensor(LUMA, device=image.device), image.float(), dims=1).unsqueeze(0)
-    if is_integer and image.is_floating_point():
-        image = image.round()
-    return image.to(dtype).expand(num_channels, -1, -1)
+    if image.dtype != dtype:
+        image = image.round().to(dtype)
+    return image.expand(num_channels, -1, -1)
 
 
 class CrateMaeImageProcessorMixin(BaseImageProcessor):
@@ -138,6 +147,13 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
                     f"`{name}` must be one number or have {num_channels} values, one a channel (`num_channels="
                     f"{num_channels}`), got {values}."
                 )
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
+        def with_channels(image: Any) -> Any:
+            return image[None] if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 else image
+
+        images = [with_channels(image) for image in images] if isinstance(images, list) else with_channels(images)
+        return super()._prepare_images_structure(images, expected_ndims)
 
     def process_image(
         self,

@@ -1,0 +1,157 @@
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from crate_mae_hf import CrateMaeImageProcessor, CrateMaeImageProcessorPil
+
+SMALL = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+PLAIN = {**SMALL, "do_normalize": False}
+
+
+@pytest.fixture(params=[CrateMaeImageProcessor, CrateMaeImageProcessorPil])
+def processor_class(request):
+    return request.param
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """A smooth colour picture, (48, 60, 3) in 8 bits."""
+    y, x = np.mgrid[0:48, 0:60] / 10
+    return np.uint8(127.5 * (1 + np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)))
+
+
+def test_defaults_are_the_papers_evaluation(processor_class):
+    image = PIL.Image.new("RGB", (640, 480), (255, 0, 128))
+    values = processor_class()(image, return_tensors="pt").pixel_values
+    assert values.shape == (1, 3, 224, 224)
+    expected = (torch.tensor([1, 0, 128 / 255]) - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(
+        IMAGENET_DEFAULT_STD
+    )
+    torch.testing.assert_close(values[0, :, 100, 100], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_shorter_edge_and_centre_crop(processor_class, picture):
+    values = processor_class(**PLAIN)(PIL.Image.fromarray(picture), return_tensors="np").pixel_values[0]
+    resized = np.asarray(PIL.Image.fromarray(picture).resize((45, 36), PIL.Image.Resampling.BICUBIC)) / 255
+    np.testing.assert_allclose(values, resized[2:34, 6:38].transpose(2, 0, 1), atol=1.1 / 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "F"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_any_mode(processor_class, picture, mode, num_channels):
+    grey = PIL.Image.fromarray(picture[..., 0])
+    image = {
+        "PA": lambda: PIL.Image.fromarray(picture).convert("P").convert("PA"),
+        "La": lambda: grey.convert("LA").convert("La"),
+        "RGBa": lambda: PIL.Image.fromarray(picture).convert("RGBA").convert("RGBa"),
+        "F": lambda: grey.convert("F"),
+    }.get(mode, lambda: PIL.Image.fromarray(picture).convert(mode))()
+    assert image.mode == mode
+    processor = processor_class(**PLAIN, num_channels=num_channels)
+    values = processor(image, return_tensors="pt").pixel_values
+    assert values.shape == (1, num_channels, 32, 32)
+    reference = (image.convert(mode.upper()) if mode in ("La", "RGBa") else image).convert("RGB")
+    if mode != "PA":  # Pillow converts PA by way of RGBA only
+        expected = processor(reference, return_tensors="pt").pixel_values
+        torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
+    assert values.std() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_keep_their_brightness(processor_class, picture, mode):
+    values = picture[..., 0].astype(np.int32) * 257
+    image = (
+        PIL.Image.frombytes(mode, (60, 48), values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]).tobytes())
+        if mode != "I"
+        else PIL.Image.fromarray(values)
+    )
+    assert image.mode == mode
+    processor = processor_class(**PLAIN)
+    expected = processor(PIL.Image.fromarray(picture[..., 0]), return_tensors="pt").pixel_values
+    for sixteen_bits in (image, values.astype(np.uint16), torch.from_numpy(values.astype(np.uint16))):
+        assert torch.equal(processor(sixteen_bits, return_tensors="pt").pixel_values, expected)
+
+
+def test_transparency_goes_over_white(processor_class):
+    transparent = PIL.Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    palette = transparent.convert("P")
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    processor = processor_class(**PLAIN)
+    for image in (transparent, palette, np.asarray(transparent), np.zeros((4, 40, 40), dtype=np.float32)):
+        scale = {"rescale_factor": 1.0} if getattr(image, "dtype", None) == np.float32 else {}
+        values = processor(image, return_tensors="pt", **scale).pixel_values
+        torch.testing.assert_close(values, torch.ones_like(values))
+
+
+def test_arrays_and_tensors_in_any_layout(processor_class, picture):
+    processor = processor_class(**SMALL)
+    expected = processor(PIL.Image.fromarray(picture), return_tensors="pt").pixel_values
+    first = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    for image in (picture, first, torch.from_numpy(picture), torch.from_numpy(first), [picture], first[None]):
+        assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
+
+
+def test_batches_of_mixed_sizes_and_kinds(processor_class, picture):
+    images = [
+        PIL.Image.fromarray(picture),
+        picture[:, :, 0],
+        torch.from_numpy(picture[:40]),
+        PIL.Image.fromarray(picture).convert("RGBA").resize((100, 36)),
+    ]
+    processor = processor_class(**SMALL)
+    batch = processor(images, return_tensors="pt").pixel_values
+    assert batch.shape == (4, 3, 32, 32)
+    for image, values in zip(images, batch, strict=True):
+        torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values[0], values, atol=1e-6, rtol=0)
+
+
+def test_colour_becomes_grey_as_pillow_does(processor_class, picture):
+    processor = processor_class(**PLAIN, num_channels=1)
+    expected = processor(PIL.Image.fromarray(picture).convert("L"), return_tensors="pt").pixel_values
+    for image in (PIL.Image.fromarray(picture), picture, torch.from_numpy(picture).permute(2, 0, 1)):
+        values = processor(image, return_tensors="pt").pixel_values
+        torch.testing.assert_close(values, expected, atol=1.1 / 255, rtol=0)
+
+
+def test_thirteen_channels(processor_class):
+    bands = np.random.default_rng(0).uniform(0, 10_000, (13, 48, 60)).astype(np.float32)
+    processor = processor_class(
+        **SMALL, num_channels=13, rescale_factor=1e-4, image_mean=[0.5] * 13, image_std=[0.2] * 13
+    )
+    values = processor([bands, bands.transpose(1, 2, 0).astype(np.uint16)], return_tensors="pt").pixel_values
+    assert values.shape == (2, 13, 32, 32)
+    torch.testing.assert_close(values[0], values[1], atol=2e-3, rtol=0)
+    channel = PIL.Image.fromarray(bands[7]).resize((45, 36), PIL.Image.Resampling.BICUBIC)
+    expected = (np.asarray(channel)[2:34, 6:38] * 1e-4 - 0.5) / 0.2
+    np.testing.assert_allclose(values[0, 7].numpy(), expected, atol=1e-4)
+
+
+def test_backends_agree(picture):
+    image = PIL.Image.fromarray(picture)
+    torchvision = CrateMaeImageProcessor(**PLAIN)(image, return_tensors="pt").pixel_values
+    pil = CrateMaeImageProcessorPil(**PLAIN)(image, return_tensors="pt").pixel_values
+    torch.testing.assert_close(torchvision, pil, atol=1.1 / 255, rtol=0)
+
+
+def test_save_and_load(processor_class, tmp_path, picture):
+    processor = processor_class(**SMALL, num_channels=1, image_mean=[0.3], image_std=[0.4])
+    processor.save_pretrained(tmp_path)
+    loaded = processor_class.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.num_channels == 1
+    expected = processor(picture, return_tensors="pt").pixel_values
+    assert torch.equal(loaded(picture, return_tensors="pt").pixel_values, expected)
+
+
+def test_bad_input_gets_a_clear_error(processor_class, picture):
+    processor = processor_class(**SMALL)
+    with pytest.raises(
+        ValueError, match=r"1 or 3 or 4 channels.*`num_channels=3`, got an image of shape \(48, 60, 5\)"
+    ):
+        processor(np.zeros((48, 60, 5), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"13 channels.*`num_channels=13`"):
+        processor_class(**SMALL, num_channels=13, image_mean=0.5, image_std=0.5)(picture)
+    with pytest.raises(ValueError, match=r"`image_mean` must be one number or have 1 values, one a channel"):
+        processor_class(**SMALL, num_channels=1)(picture)
