@@ -50,7 +50,7 @@ CARD = """\
 {introduction} CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
 compresses the tokens against learned subspaces (attention with one matrix for query, key and value), then takes one
 step towards a sparse, non-negative code. It is described in
-[Masked Completion via Structured Diffusion with White-Box Transformers](https://openreview.net/forum?id=PvyOYleymy)
+[Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
 (Pai, Buchanan, Wu, Yu, Ma; ICLR 2024). This is not one of the authors' checkpoints unless it says so below.
 {picture}
 ## How to use
