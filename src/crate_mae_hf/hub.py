@@ -175,11 +175,12 @@ def create_model_card(
     state = read_json(folder / "trainer_state.json")
     names = {"global_step": "steps", "epoch": "epochs", "train_batch_size": "batch size per device"}
     trained = {name: state[key] for key, name in names.items() if state.get(key) is not None}
-    with torch.device("meta"):
-        parameters = getattr(crate_mae_hf, architecture)(config).num_parameters()
     fields = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
     head = ("pooling", "num_labels") if classifies else ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss")
-    model = {"class": f"`{architecture}`", "parameters": f"{parameters:,}"}
+    model = {"class": f"`{architecture}`"}
+    if hasattr(crate_mae_hf, architecture):
+        with torch.device("meta"):
+            model["parameters"] = f"{getattr(crate_mae_hf, architecture)(config).num_parameters():,}"
     model |= {f"`{name}`": getattr(config, name) for name in (*fields, "ista_step_size", "ista_lambda", *head)}
 
     link = f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else None
