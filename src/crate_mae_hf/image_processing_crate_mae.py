@@ -110,6 +110,16 @@ def adapt_channels(
     return image.expand(num_channels, -1, -1)
 
 
+def to_tensor(
+    image: ImageInput, num_channels: int, input_data_format: str | ChannelDimension | None = None
+) -> torch.Tensor:
+    """Return any image as a tensor `(num_channels, height, width)`, in 8 bits where the image has 8 or 16."""
+    if isinstance(image, PIL.Image.Image):
+        image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.LAST
+    tensor = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+    return adapt_channels(tensor, num_channels, input_data_format)
+
+
 class CrateMaeImageProcessorMixin(BaseImageProcessor):
     """Settings of both image processors, and the way any image becomes an array of `num_channels` channels.
 
@@ -164,11 +174,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         **kwargs: Any,
     ) -> Any:
         if do_convert_rgb:
-            if isinstance(image, PIL.Image.Image):
-                image = pil_to_array(image, num_channels)
-                input_data_format = ChannelDimension.LAST
-            tensor = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
-            image = adapt_channels(tensor, num_channels, input_data_format)
+            image = to_tensor(image, num_channels, input_data_format)
             input_data_format = ChannelDimension.FIRST
         return super().process_image(image, input_data_format=input_data_format, **kwargs)
 

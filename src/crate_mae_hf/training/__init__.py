@@ -1,0 +1,1 @@
+"""What the example scripts share: data, augmentation, arguments and the Trainer."""
