@@ -235,8 +235,9 @@ def test_push_by_command(pretrained, api, capsys):
 
 
 def test_card_of_a_pre_trained_model(pretrained):
-    metrics = {"eval": {"eval_loss": 0.4321, "eval_runtime": 1.5}, "linear_probe_accuracy": 0.5, "epoch": 2.0}
-    (pretrained / "metrics.json").write_text(json.dumps(metrics))
+    trainer_metrics = {"eval_loss": 0.4321, "eval_runtime": 1.5, "train_samples_per_second": 9.0, "epoch": 2.0}
+    (pretrained / "all_results.json").write_text(json.dumps(trainer_metrics))
+    (pretrained / "metrics.json").write_text('{"linear_probe": {"accuracy": 0.5, "C": "0.1"}}')
     (pretrained / "trainer_state.json").write_text('{"global_step": 240, "epoch": 3.0, "train_batch_size": 64}')
     Image.new("RGB", (8, 8)).save(pretrained / "reconstruction.png")
     card = hub.create_model_card(
@@ -256,9 +257,10 @@ def test_card_of_a_pre_trained_model(pretrained):
     (entry,) = metadata["model-index"]
     assert entry["name"] == "crate-mae-micro"
     values = {m["name"]: (m["type"], m["value"]) for result in entry["results"] for m in result["metrics"]}
-    assert values == {"eval/eval_loss": ("loss", 0.4321), "linear_probe_accuracy": ("accuracy", 0.5)}
+    assert values == {"eval_loss": ("loss", 0.4321), "linear_probe/accuracy": ("accuracy", 0.5)}
     for text in (
-        "| eval/eval_loss | 0.4321 |",
+        "| eval_loss | 0.4321 |",
+        "| linear_probe/C | 0.1 |",
         "| learning_rate | 3e-05 |",
         "| steps | 240 |",
         "| batch size per device | 64 |",
@@ -269,6 +271,7 @@ def test_card_of_a_pre_trained_model(pretrained):
     ):
         assert text in card.text, text
     assert "eval_runtime" not in card.content
+    assert "per_second" not in card.content
     # The card goes through the file unchanged.
     card.save(pretrained / "README.md")
     assert ModelCard.load(pretrained / "README.md").data.to_dict() == metadata
@@ -282,6 +285,33 @@ def test_card_of_a_classifier_that_nobody_measured(classifier):
     assert "Nothing was measured." in card.text
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags", "model_name"}
     assert "](reconstruction.png)" not in card.text
+
+
+def test_card_with_metrics_of_the_caller(classifier):
+    (classifier / "metrics.json").write_text('{"eval_loss": 9.0}')
+    card = hub.create_model_card(classifier, data="Pictures of pets.", metrics={"eval_accuracy": 0.75})
+    assert "| eval_accuracy | 0.75 |" in card.text
+    assert "eval_loss" not in card.text
+    (result,) = card.data.to_dict()["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "Pictures of pets.", "type": "custom"}
+    assert card.data.datasets is None
+
+
+def test_card_needs_a_model(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        hub.create_model_card(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="holds a model of type 'vit'"):
+        hub.create_model_card(tmp_path)
+
+
+def test_card_of_the_project():
+    card = ModelCard.load(Path(__file__).parents[1] / "model_card.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.license == "mit"
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert card.data.eval_results is None
+    assert "More Information Needed" not in card.content
 
 
 def test_snippet_of_the_card_runs(pretrained, monkeypatch):

@@ -288,16 +288,17 @@ def format_report(report: Sequence[KeyReport]) -> str:
     return format_table(("status", "official key", "ours, or why", "tensors"), rows)
 
 
-def make_image_processor(config: CrateMaeConfig) -> CrateMaeImageProcessor:
+def build_image_processor(config: CrateMaeConfig) -> CrateMaeImageProcessor:
     """Return the image processor for images of `config.image_size`.
 
-    Square images are cropped from the centre after a resize to 8/7 of it, as 224 from 256; others are resized. Channels
-    that are not red, green and blue are brought from [0, 1] to [-1, 1], since their statistics are unknown.
+    Square images are cropped from the centre, as 224 from 256, or whole where they have no more than 64 pixels; others
+    are resized. Channels that are not red, green and blue are brought from [0, 1] to [-1, 1], since their statistics
+    are unknown.
     """
     height, width = to_pair(config.image_size)
     settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": {"height": height, "width": width}}
     if height == width:
-        settings["size"] = {"shortest_edge": height * 8 // 7}
+        settings["size"] = {"shortest_edge": height if height <= 64 else round(height * 256 / 224)}
     else:
         settings |= {"size": settings["crop_size"], "do_center_crop": False}
     if config.num_channels != 3:
@@ -348,7 +349,7 @@ def convert_checkpoint(
     weights = {convert_key(key): value for key, value in state_dict.items() if key not in UNUSED}
     model.load_state_dict(weights, assign=True)
     model.save_pretrained(output_dir)
-    make_image_processor(config).save_pretrained(output_dir)
+    build_image_processor(config).save_pretrained(output_dir)
     return report
 
 

@@ -23,6 +23,8 @@ import crate_mae_hf
 from .configuration_crate_mae import AUTO_MAP, CrateMaeConfig
 
 PICTURE = "reconstruction.png"
+# The metrics of a Trainer, and of whatever measured the model afterwards.
+METRICS = ("all_results.json", "metrics.json")
 # What a Trainer leaves in its folder and nobody loads; among it every pickle.
 NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*"]
 # What a Trainer writes beside the metrics.
@@ -129,14 +131,14 @@ def create_model_card(
     """Return the card of a saved model; its `save` writes it.
 
     Args:
-        folder: Folder with `config.json` and, where there are any, `metrics.json`, `trainer_state.json` and
-            `reconstruction.png`.
+        folder: Folder with `config.json` and, where there are any, `all_results.json`, `metrics.json`,
+            `trainer_state.json` and `reconstruction.png`.
         model_id: Repository on the Hub, for the title and the snippet; the folder's name when left out.
         dataset: Id of the training data on the Hub.
         data: What the model was trained on, in words.
         license: Licence of the weights, as the Hub names it.
         recipe: Settings of the training run by name. Steps, epochs and batch size are read off `trainer_state.json`.
-        metrics: Measured values by name, nested or not; read off `metrics.json` when left out.
+        metrics: Measured values by name, nested or not; read off `all_results.json` and `metrics.json` when left out.
 
     Raises:
         ValueError: If the folder holds no CRATE-MAE model.
@@ -148,7 +150,9 @@ def create_model_card(
     classifies = architecture == CLASSIFIER
     pipeline_tag = "image-classification" if classifies else "image-feature-extraction"
 
-    measured = flatten(read_json(folder / "metrics.json") if metrics is None else metrics)
+    if metrics is None:
+        metrics = {name: value for file in METRICS for name, value in read_json(folder / file).items()}
+    measured = flatten(metrics)
     measured = {name: value for name, value in measured.items() if not NO_METRIC.search(name)}
     eval_results = [
         EvalResult(
