@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from load_everything import load_everything
 from PIL import Image
@@ -211,6 +211,10 @@ def test_a_hub_that_is_down_is_no_bad_token(pretrained, api):
     api.error = http_error(503)
     with pytest.raises(HfHubHTTPError):
         hub.push_folder(pretrained, "somebody/model")
+    api.error = HTTPError("Name or service not known")
+    with pytest.raises(ConnectionError, match=r"cannot be reached \(Name or service not known\)"):
+        hub.push_folder(pretrained, "somebody/model")
+    assert set(api.calls) == {"whoami"}
 
 
 @pytest.mark.parametrize("name", sorted(COMPLETE))

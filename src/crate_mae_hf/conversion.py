@@ -81,7 +81,7 @@ LAMBDA_FILE = "lambda_comparison.json"
 
 
 class KeyReport(NamedTuple):
-    """What became of the official keys that differ only in the number of the layer."""
+    """What became of an official key, or of those that differ only in the number of their layer."""
 
     status: str
     official_key: str
@@ -250,7 +250,7 @@ def compare_keys(state_dict: Mapping[str, torch.Tensor], config: CrateMaeConfig)
     """Compare an official state dict with what a model of `config` needs.
 
     Returns:
-        One row for the keys of all layers together; the status is `"mapped"`, `"dropped"`, `"missing"`, `"unknown"` or
+        Rows with the status `"mapped"` (one for all layers together), `"dropped"`, `"missing"`, `"unknown"` or
         `"wrong shape"`.
     """
     with torch.device("meta"):
@@ -260,13 +260,13 @@ def compare_keys(state_dict: Mapping[str, torch.Tensor], config: CrateMaeConfig)
     for key in dict.fromkeys([*needed, *state_dict]):
         pattern = to_pattern(key)
         if key in UNUSED:
-            row = "dropped", pattern, UNUSED[key]
+            row = "dropped", key, UNUSED[key]
         elif key not in needed:
-            row = "unknown", pattern, "not a weight of CRATE-MAE of this size"
+            row = "unknown", key, "not a weight of CRATE-MAE of this size"
         elif key not in state_dict:
-            row = "missing", pattern, f"needed for {KEYS[pattern]}"
+            row = "missing", key, f"needed for {convert_key(key)}"
         elif tuple(state_dict[key].shape) != needed[key]:
-            row = "wrong shape", pattern, f"got {tuple(state_dict[key].shape)}, needs {needed[key]}"
+            row = "wrong shape", key, f"got {tuple(state_dict[key].shape)}, needs {needed[key]}"
         else:
             row = "mapped", pattern, KEYS[pattern]
         rows[row] += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
 import crate_mae_hf
 
@@ -242,6 +242,7 @@ def check_token(api: HfApi) -> None:
 
     Raises:
         ValueError: If there is no token, or it is rejected, or it only reads.
+        ConnectionError: If the Hub does not answer.
     """
     advice = "log in with `hf auth login`, or pass one with write access; nothing was uploaded."
     try:
@@ -252,6 +253,8 @@ def check_token(api: HfApi) -> None:
         if error.response.status_code not in (401, 403):
             raise
         raise ValueError(f"`token` was rejected by the Hub: {advice}") from error
+    except HTTPError as error:
+        raise ConnectionError(f"The Hub cannot be reached ({error}); nothing was uploaded.") from error
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError(f"`token` of {user.get('name')} may only read: {advice}")
 
