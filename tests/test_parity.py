@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForPreTraining
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
-from crate_mae_hf.conversion import convert_checkpoint, convert_key
+from crate_mae_hf.conversion import convert_checkpoint, convert_key, revert_checkpoint
 from crate_mae_hf.modeling_crate_mae import CrateMaeSubspaceAttention
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -129,3 +129,11 @@ def test_parameter_counts(size, official_total):
         model = CrateMaeForPreTraining(CrateMaeConfig.from_size(size))
     width = model.config.hidden_size
     assert model.num_parameters(only_trainable=True) == official_total - (width**2 + width) - 2 * 197 * width
+
+
+def test_reverse_gives_the_official_checkpoint_back(reference, tmp_path):
+    revert_checkpoint(tmp_path / "converted", tmp_path / "back.pth")
+    back, official = torch.load(tmp_path / "back.pth", weights_only=True)["model"], reference.group("checkpoint")
+    assert {key: value.shape for key, value in back.items()} == {key: value.shape for key, value in official.items()}
+    for key in back.keys() - {"decoder_embed.weight", "decoder_embed.bias"}:
+        assert torch.equal(back[key], official[key]), key

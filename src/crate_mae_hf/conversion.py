@@ -296,11 +296,10 @@ def build_image_processor(config: CrateMaeConfig) -> CrateMaeImageProcessor:
     are unknown.
     """
     height, width = to_pair(config.image_size)
-    settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": {"height": height, "width": width}}
+    crop_size = {"height": height, "width": width}
+    settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": crop_size, "size": crop_size}
     if height == width:
         settings["size"] = {"shortest_edge": height if height <= 64 else round(height * 256 / 224)}
-    else:
-        settings |= {"size": settings["crop_size"], "do_center_crop": False}
     if config.num_channels != 3:
         settings |= dict.fromkeys(("image_mean", "image_std"), [0.5] * config.num_channels)
     return CrateMaeImageProcessor(**settings)
