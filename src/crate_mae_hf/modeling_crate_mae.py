@@ -475,24 +475,37 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         num_visible = int(noise.shape[1] * (1 - self.config.mask_ratio))
         return cast(torch.BoolTensor, noise.argsort(dim=1).argsort(dim=1) >= num_visible)
 
+    def patch_targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return what the decoder has to predict: the patches in float32.
+
+        With `norm_pix_loss` each patch is brought to mean 0 and variance 1 over its own pixels (unbiased variance,
+        + 1e-6).
+
+        Args:
+            pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
+
+        Returns:
+            Targets of the shape of `patchify`.
+        """
+        target = self.patchify(pixel_values.float())
+        if self.config.norm_pix_loss:
+            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6).sqrt()
+        return target
+
     def forward_loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         r"""Mean squared error over the masked patches, in float32.
 
             loss = sum_l mask_l |x_l - y_l|² / P / sum_l mask_l
 
-        P is the number of values in a patch; with `norm_pix_loss` each x_l is first brought to mean 0 and variance 1
-        over its own pixels (unbiased variance, + 1e-6). Zero where nothing is masked.
+        x are the `patch_targets`, P is the number of values in a patch. Zero where nothing is masked.
 
         Args:
             pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
             logits: Predicted patches y of shape `(batch_size, num_patches, P)`.
             mask: 1 where a patch is masked, `(batch_size, num_patches)`.
         """
-        target = self.patchify(pixel_values.float())
-        if self.config.norm_pix_loss:
-            variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-            target = (target - mean) / (variance + 1e-6).sqrt()
-        error = (logits.float() - target).pow(2).mean(dim=-1)
+        error = (logits.float() - self.patch_targets(pixel_values)).pow(2).mean(dim=-1)
         return (error * mask).sum() / mask.sum().clamp(min=1)
 
     @can_return_tuple

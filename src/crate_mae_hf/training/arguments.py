@@ -1,5 +1,6 @@
 """Command lines of the example scripts: flags, or a recipe file with flags that override it."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,11 +78,13 @@ def clear_errors() -> Iterator[None]:
     """End the program with one line on what was wrong with its input, instead of a traceback.
 
     The traceback is shown with the log level "debug". Errors from a data loader's worker process carry the worker's
-    traceback in their text; its last line is the message.
+    traceback in their text; its last line is "module.Error: message".
     """
     try:
         yield
     except (ValueError, StrictDataclassError) as error:
         logger.debug("Traceback of the error below", exc_info=True)
-        lines = str(error).strip().splitlines()
-        sys.exit(f"error: {lines[-1].strip() if 'Traceback' in str(error) else str(error).strip()}")
+        message = str(error).strip()
+        if "Traceback" in message:
+            message = re.sub(r"^[\w.]+: ", "", message.splitlines()[-1].strip())
+        sys.exit(f"error: {message}")

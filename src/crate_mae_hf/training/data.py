@@ -1,5 +1,6 @@
 """Images for pre-training: from the Hub, from folders or streamed, with crops and masks that the seed decides alone."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.utils.file_utils import xopen
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -141,7 +144,11 @@ def decode(record: Mapping[str, Any], min_size: tuple[int, int], where: str) -> 
     """
     name = record.get("path") or where
     try:
-        image = datasets.Image().decode_example(dict(record))
+        content = record.get("bytes")
+        if content is None:
+            with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
+                content = file.read()
+        image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(content)))
         image.load()
     except Exception as error:  # Pillow's plugins raise errors of many kinds
         raise BadImageError(f"Cannot read the image {name}: {error}. `--skip_bad_images` leaves such out.") from error
