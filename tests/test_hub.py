@@ -239,9 +239,10 @@ def test_push_by_command(pretrained, api, capsys):
 
 
 def test_card_of_a_pre_trained_model(pretrained):
-    trainer_metrics = {"eval_loss": 0.4321, "eval_runtime": 1.5, "train_samples_per_second": 9.0, "epoch": 2.0}
+    trainer_metrics = {"eval_loss": 0.4321, "eval_runtime": 1.5, "train_samples_per_second": 9.0, "train_loss": 0.4}
     (pretrained / "all_results.json").write_text(json.dumps(trainer_metrics))
-    (pretrained / "metrics.json").write_text('{"linear_probe": {"accuracy": 0.5, "C": "0.1"}}')
+    metrics = {"probe_accuracy": 0.5, "baselines": {"probe_accuracy": 0.3}, "seed": 7, "versions": {"torch": "2.14"}}
+    (pretrained / "metrics.json").write_text(json.dumps(metrics))
     (pretrained / "trainer_state.json").write_text('{"global_step": 240, "epoch": 3.0, "train_batch_size": 64}')
     Image.new("RGB", (8, 8)).save(pretrained / "reconstruction.png")
     card = hub.create_model_card(
@@ -261,10 +262,13 @@ def test_card_of_a_pre_trained_model(pretrained):
     (entry,) = metadata["model-index"]
     assert entry["name"] == "crate-mae-micro"
     values = {m["name"]: (m["type"], m["value"]) for result in entry["results"] for m in result["metrics"]}
-    assert values == {"eval_loss": ("loss", 0.4321), "linear_probe/accuracy": ("accuracy", 0.5)}
+    assert values == {"eval_loss": ("loss", 0.4321), "probe_accuracy": ("accuracy", 0.5)}
     for text in (
         "| eval_loss | 0.4321 |",
-        "| linear_probe/C | 0.1 |",
+        "| baselines/probe_accuracy | 0.3 |",
+        "| train_loss | 0.4 |",
+        "| seed | 7 |",
+        "| versions/torch | 2.14 |",
         "| learning_rate | 3e-05 |",
         "| steps | 240 |",
         "| batch size per device | 64 |",

@@ -27,8 +27,8 @@ PICTURE = "reconstruction.png"
 METRICS = ("all_results.json", "metrics.json")
 # What a Trainer leaves in its folder and nobody loads; among it every pickle.
 NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*"]
-# What a Trainer writes beside the metrics.
-NO_METRIC = re.compile(r"(epoch|step|samples|runtime|per_second|total_flos)$")
+# What is written beside the metrics and tells nothing about the model.
+NO_METRIC = re.compile(r"(epochs?|steps?|samples|runtime|seconds?|total_flos)$")
 CLASSIFIER = "CrateMaeForImageClassification"
 
 FEATURES_SNIPPET = """\
@@ -49,11 +49,13 @@ CARD = """\
 
 # {name}
 
-{introduction} CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
+{introduction}
+
+CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
 compresses the tokens against learned subspaces (attention with one matrix for query, key and value), then takes one
 step towards a sparse, non-negative code. It is described in
 [Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
-(Pai, Buchanan, Wu, Yu, Ma; ICLR 2024). This is not one of the authors' checkpoints unless it says so below.
+(Pai, Buchanan, Wu, Yu, Ma; ICLR 2024). Unless stated below, this is not one of the authors' checkpoints.
 {picture}
 ## How to use
 
@@ -79,7 +81,7 @@ step towards a sparse, non-negative code. It is described in
 {results}
 ## Limits
 
-- The model saw the data above and nothing else: it carries their biases, and features of other kinds of images are
+- A model carries the biases of the images it was trained on; what its features are worth on other kinds of images is
   untested here.
 - Reconstructions are the mean of what fits the visible patches, hence blurred; they are no evidence of what was behind
   a mask.
@@ -138,7 +140,9 @@ def create_model_card(
         data: What the model was trained on, in words.
         license: Licence of the weights, as the Hub names it.
         recipe: Settings of the training run by name. Steps, epochs and batch size are read off `trainer_state.json`.
-        metrics: Measured values by name, nested or not; read off `all_results.json` and `metrics.json` when left out.
+        metrics: Measured values by name; read off `all_results.json` and `metrics.json` when left out. All are shown,
+            but the metadata's results of the model leave out groups, such as comparisons with baselines, and what was
+            measured in training. What is no decimal number, such as a seed, is listed as a setting.
 
     Raises:
         ValueError: If the folder holds no CRATE-MAE model.
@@ -152,8 +156,8 @@ def create_model_card(
 
     if metrics is None:
         metrics = {name: value for file in METRICS for name, value in read_json(folder / file).items()}
-    measured = flatten(metrics)
-    measured = {name: value for name, value in measured.items() if not NO_METRIC.search(name)}
+    values = {name: value for name, value in flatten(metrics).items() if not NO_METRIC.search(name)}
+    measured = {name: value for name, value in values.items() if isinstance(value, float)}
     eval_results = [
         EvalResult(
             task_type=pipeline_tag,
@@ -164,7 +168,7 @@ def create_model_card(
             metric_value=value,
         )
         for name, value in measured.items()
-        if (dataset or data) and isinstance(value, (int, float))
+        if (dataset or data) and name in metrics and not name.startswith("train_")
     ]
     metadata = ModelCardData(
         license=license,
@@ -179,6 +183,7 @@ def create_model_card(
     state = read_json(folder / "trainer_state.json")
     names = {"global_step": "steps", "epoch": "epochs", "train_batch_size": "batch size per device"}
     trained = {name: state[key] for key, name in names.items() if state.get(key) is not None}
+    trained |= {name: value for name, value in values.items() if name not in measured}
     fields = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
     head = ("pooling", "num_labels") if classifies else ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss")
     model = {"class": f"`{architecture}`"}
