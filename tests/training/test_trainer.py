@@ -1,0 +1,141 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from crate_mae_hf import CrateMaeForPreTraining
+from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer, NonFiniteLossError, SeedCallback
+
+
+class Images(torch.utils.data.Dataset):
+    """Sixteen images, with masks that are fixed or left to the model."""
+
+    def __init__(self, with_noise: bool = True, broken: int | None = None):
+        generator = torch.Generator().manual_seed(0)
+        self.items = [{"pixel_values": torch.randn(3, 32, 32, generator=generator)} for _ in range(16)]
+        for item in self.items if with_noise else []:
+            item["noise"] = torch.rand(16, generator=generator)
+        if broken is not None:
+            self.items[broken]["pixel_values"].fill_(torch.inf)
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.items[index]
+
+
+@pytest.fixture
+def train(config, tmp_path):
+    """Train a fresh model; return the trainer."""
+
+    def train(dataset, resume=None, name="run", **arguments):
+        torch.manual_seed(0)
+        settings = {
+            "output_dir": str(tmp_path / name),
+            "per_device_train_batch_size": 4,
+            "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        trainer = MaskedAutoencoderTrainer(
+            CrateMaeForPreTraining(config),
+            TrainingArguments(**{**settings, **arguments}),
+            train_dataset=dataset,
+            eval_dataset=dataset,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return train
+
+
+def losses(trainer) -> list[float]:
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return trainer.model.state_dict()
+
+
+def test_evaluation_gives_the_same_loss_each_time(train):
+    trainer = train(Images())
+    first = trainer.evaluate()["eval_loss"]
+    assert first == trainer.evaluate()["eval_loss"]
+    expected = trainer.model.eval()(**torch.utils.data.default_collate(Images().items)).loss
+    assert first == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("with_noise", [True, False])
+def test_runs_repeat_by_seed(train, with_noise):
+    runs = [losses(train(Images(with_noise), name=str(number), seed=seed)) for number, seed in enumerate((1, 1, 2))]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_gradient_accumulation_equals_a_larger_batch(train):
+    accumulated = train(Images(), per_device_train_batch_size=4, gradient_accumulation_steps=4, name="accumulated")
+    at_once = train(Images(), per_device_train_batch_size=16, name="at_once")
+    torch.testing.assert_close(weights(accumulated), weights(at_once), atol=1e-6, rtol=1e-5)
+    assert losses(accumulated) == pytest.approx(losses(at_once), rel=1e-3)  # the log rounds
+
+
+def test_activation_checkpointing_changes_nothing(train):
+    plain = train(Images(), name="plain")
+    checkpointed = train(Images(), activation_checkpointing=True, name="checkpointed")
+    torch.testing.assert_close(weights(checkpointed), weights(plain), atol=0, rtol=0)
+
+
+def test_bf16_trains(train):
+    trainer = train(Images(), bf16=True, num_train_epochs=8)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert trainer.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("with_noise", [True, False])
+def test_resuming_gives_the_unbroken_run(train, with_noise, tmp_path):
+    whole = train(Images(with_noise), name="whole", save_strategy="steps", save_steps=3)
+    resumed = train(Images(with_noise), name="resumed", resume=str(tmp_path / "whole" / "checkpoint-3"))
+    torch.testing.assert_close(weights(resumed), weights(whole), atol=0, rtol=0)
+    assert losses(resumed) == losses(whole)
+
+
+def test_the_best_checkpoint_is_loaded_and_old_ones_go(train, tmp_path):
+    trainer = train(
+        Images(),
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        num_train_epochs=4,
+        learning_rate=0.05,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+    )
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2
+    assert trainer.state.best_metric == min(e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+def test_a_non_finite_loss_stops_the_run(train, tmp_path):
+    with pytest.raises(
+        NonFiniteLossError, match=r"The loss became (inf|nan) in step [1-8]\. Try a lower learning rate"
+    ):
+        train(Images(broken=3), save_strategy="steps", save_steps=1, seed=3)
+    checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"))
+    assert checkpoints, "the seed was to put the broken image behind a checkpoint"
+    loaded = CrateMaeForPreTraining.from_pretrained(checkpoints[-1])
+    assert all(torch.isfinite(parameter).all() for parameter in loaded.parameters())
+
+
+def test_ranks_draw_different_masks(config, pixel_values):
+    model = CrateMaeForPreTraining(config)
+    masks = []
+    for rank in (0, 1, 0):
+        torch.manual_seed(42)  # as Transformers does on every rank
+        SeedCallback(None).on_train_begin(SimpleNamespace(seed=42, process_index=rank), None, None)
+        masks.append(model(pixel_values).mask)
+    assert torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[1])
