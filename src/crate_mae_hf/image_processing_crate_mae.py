@@ -1,6 +1,6 @@
 """Image processors of CRATE-MAE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -19,6 +19,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
+
+if TYPE_CHECKING:
+    # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during
+    # training saves the image processor and nothing else with code, so the model's files have to come along with it.
+    from .modeling_crate_mae import CrateMaeModel  # noqa: F401
 
 # Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
 LUMA = (0.299, 0.587, 0.114)
