@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from .configuration_crate_mae import CrateMaeConfig, to_pair
+from .configuration_crate_mae import CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor
 from .modeling_crate_mae import CrateMaeForPreTraining, sincos_position_table
 
@@ -61,8 +61,6 @@ UNUSED = {
     "decoder_embed.weight": "never called: encoder and decoder have one width",
     "decoder_embed.bias": "never called: encoder and decoder have one width",
 }
-
-
 # Keys that betray another kind of checkpoint: what it is, and what to do.
 FOREIGN = {
     r"^crate_mae\.": "is in this package's layout already: load it with `from_pretrained`, or add --reverse",
@@ -288,23 +286,6 @@ def format_report(report: Sequence[KeyReport]) -> str:
     return format_table(("status", "official key", "ours, or why", "tensors"), rows)
 
 
-def build_image_processor(config: CrateMaeConfig) -> CrateMaeImageProcessor:
-    """Return the image processor for images of `config.image_size`.
-
-    Square images are cropped from the centre, as 224 from 256, or whole where they have no more than 64 pixels; others
-    are resized. Channels that are not red, green and blue are brought from [0, 1] to [-1, 1], since their statistics
-    are unknown.
-    """
-    height, width = to_pair(config.image_size)
-    crop_size = {"height": height, "width": width}
-    settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": crop_size, "size": crop_size}
-    if height == width:
-        settings["size"] = {"shortest_edge": height if height <= 64 else round(height * 256 / 224)}
-    if config.num_channels != 3:
-        settings |= dict.fromkeys(("image_mean", "image_std"), [0.5] * config.num_channels)
-    return CrateMaeImageProcessor(**settings)
-
-
 def convert_checkpoint(
     checkpoint: str | Path,
     output_dir: str | Path,
@@ -348,7 +329,7 @@ def convert_checkpoint(
     weights = {convert_key(key): value for key, value in state_dict.items() if key not in UNUSED}
     model.load_state_dict(weights, assign=True)
     model.save_pretrained(output_dir)
-    build_image_processor(config).save_pretrained(output_dir)
+    CrateMaeImageProcessor.from_config(config).save_pretrained(output_dir)
     return report
 
 
