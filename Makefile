@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 CONFORMANCE = .cache/conformance
 
-.PHONY: help install test test-slow lint format conformance test-core
+.PHONY: help install test test-slow demo demo-quick lint format conformance test-core
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -23,6 +23,12 @@ test: $(INSTALLED) ## Run the test suite
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+demo: $(INSTALLED) ## Pre-train on the bundled images and show what was learned (ten minutes on two cores)
+	$(RUN) examples/demo.py --output_dir outputs/demo
+
+demo-quick: $(INSTALLED) ## The same with a few steps, to see that everything runs
+	$(RUN) examples/demo.py --output_dir outputs/demo-quick --quick
 
 lint: $(INSTALLED) ## Check style and types
 	$(RUN) -m ruff check .

@@ -12,16 +12,30 @@ Arguments come as flags, or as a JSON or YAML file followed by flags that win ov
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 from transformers import AutoConfig, AutoImageProcessor, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining, CrateMaeImageProcessor
+from crate_mae_hf.hub import create_model_card, push_folder
 from crate_mae_hf.training.arguments import clear_errors, find_checkpoint, parse_arguments
 from crate_mae_hf.training.augmentation import build_eval_transform, build_train_transform
-from crate_mae_hf.training.data import DataArguments, build_image_processor, load_datasets
+from crate_mae_hf.training.data import DataArguments, load_datasets
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
+
+# What the model card says of a run.
+RECIPE = (
+    "optim",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "seed",
+)
 
 
 @dataclass
@@ -89,6 +103,8 @@ def main() -> None:
         (ModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
+    if data_args.streaming and training_args.max_steps <= 0:
+        raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
     checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
@@ -104,7 +120,9 @@ def main() -> None:
     if processor_source:
         processor = AutoImageProcessor.from_pretrained(processor_source, token=model_args.token)
     else:
-        processor = build_image_processor(config, augmentation_args.image_mean, augmentation_args.image_std)
+        processor = CrateMaeImageProcessor.from_config(
+            config, augmentation_args.image_mean, augmentation_args.image_std
+        )
 
     # The images. Every process loads them after the first has prepared them.
     train_transform = build_train_transform(
@@ -137,8 +155,20 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    if training_args.push_to_hub and trainer.is_world_process_zero():
+        create_model_card(
+            training_args.output_dir,
+            model_id=trainer.hub_model_id,
+            dataset=data_args.dataset_name,
+            data=data_args.train_dir and f"Images of the folder {Path(data_args.train_dir).name}.",
+            recipe={name: getattr(training_args, name) for name in RECIPE},
+        ).save(Path(training_args.output_dir) / "README.md")
+        push_folder(
+            training_args.output_dir,
+            str(trainer.hub_model_id),
+            token=training_args.hub_token,
+            private=training_args.hub_private_repo,
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from crate_mae_hf import CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor, CrateMaeImageProcessorPil
 
 SMALL = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
 PLAIN = {**SMALL, "do_normalize": False}
@@ -133,6 +133,25 @@ def test_backends_agree(picture):
     torchvision = CrateMaeImageProcessor(**PLAIN)(image, return_tensors="pt").pixel_values
     pil = CrateMaeImageProcessorPil(**PLAIN)(image, return_tensors="pt").pixel_values
     torch.testing.assert_close(torchvision, pil, atol=1.1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "size"),
+    [(224, {"shortest_edge": 256}), (28, {"shortest_edge": 28}), ((24, 40), {"height": 24, "width": 40})],
+)
+def test_processor_for_a_model(processor_class, picture, image_size, size):
+    processor = processor_class.from_config(CrateMaeConfig(image_size=image_size, patch_size=4))
+    assert processor.size == size
+    pixel_values = processor(picture, return_tensors="pt").pixel_values
+    assert pixel_values.shape[2:] == ((image_size, image_size) if isinstance(image_size, int) else image_size)
+
+
+def test_processor_for_a_model_of_other_channels(processor_class):
+    config = CrateMaeConfig(image_size=28, patch_size=4, num_channels=1)
+    assert processor_class.from_config(config).image_mean == (0.5,)
+    assert processor_class.from_config(config, [0.3], [0.4]).image_std == (0.4,)
+    with pytest.raises(ValueError, match="`image_std` must have 1 values"):
+        processor_class.from_config(config, [0.3], [0.3, 0.3])
 
 
 def test_save_and_load(processor_class, tmp_path, picture):

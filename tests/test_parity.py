@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoModelForPreTraining
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
-from crate_mae_hf.conversion import convert_key, convert_state_dict
+from crate_mae_hf.conversion import convert_checkpoint, convert_key, revert_checkpoint
 from crate_mae_hf.modeling_crate_mae import CrateMaeSubspaceAttention
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -16,28 +17,27 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 class Reference:
-    """A golden file, and the model with its weights."""
+    """A golden file, and the model with its weights, converted as a user converts them."""
 
-    def __init__(self, name: str, attn_implementation: str):
+    def __init__(self, name: str, folder: Path, attn_implementation: str):
         with safe_open(REFERENCE / f"{name}.safetensors", framework="pt") as file:
             official = json.loads(file.metadata()["config"])
             self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        config = CrateMaeConfig(
-            image_size=official["img_size"],
-            patch_size=official["patch_size"],
-            hidden_size=official["embed_dim"],
-            num_hidden_layers=official["depth"],
+        torch.save({"model": self.group("checkpoint")}, folder / "official.pth")
+        convert_checkpoint(
+            folder / "official.pth",
+            folder / "converted",
             num_attention_heads=official["num_heads"],
-            decoder_hidden_size=official["decoder_embed_dim"],
-            decoder_num_hidden_layers=official["decoder_depth"],
             decoder_num_attention_heads=official["decoder_num_heads"],
             ista_lambda=official["lambd"],
             mask_ratio=official["mask_ratio"],
             norm_pix_loss=official.get("norm_pix_loss", False),
-            attn_implementation=attn_implementation,
         )
-        self.model = CrateMaeForPreTraining(config)
-        self.model.load_state_dict(convert_state_dict(self.group("checkpoint")))
+        self.model = AutoModelForPreTraining.from_pretrained(
+            folder / "converted", attn_implementation=attn_implementation
+        )
+        assert self.model.config.image_size == official["img_size"]
+        assert self.model.config.patch_size == official["patch_size"]
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
         """All tensors under `prefix`, without it."""
@@ -55,8 +55,8 @@ def attn_implementation(request) -> str:
 
 
 @pytest.fixture(params=["crate_mae_micro", "crate_mae_micro_norm_pix"])
-def reference(request, attn_implementation) -> Reference:
-    return Reference(request.param, attn_implementation)
+def reference(request, tmp_path, attn_implementation) -> Reference:
+    return Reference(request.param, tmp_path, attn_implementation)
 
 
 def test_position_table_is_the_official_one(reference):
@@ -105,8 +105,9 @@ def test_unmasked_encoder(reference):
         )
 
 
-def test_training_curve(attn_implementation):
-    reference = Reference("crate_mae_training_curve", attn_implementation)
+def test_training_curve(tmp_path, attn_implementation):
+    reference = Reference("crate_mae_training_curve", tmp_path, attn_implementation)
+    reference.model.train()
     optimizer = torch.optim.AdamW(reference.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     losses = []
     for pixel_values, noise in zip(reference.tensors["pixel_values"], reference.tensors["noise"], strict=True):
@@ -128,3 +129,11 @@ def test_parameter_counts(size, official_total):
         model = CrateMaeForPreTraining(CrateMaeConfig.from_size(size))
     width = model.config.hidden_size
     assert model.num_parameters(only_trainable=True) == official_total - (width**2 + width) - 2 * 197 * width
+
+
+def test_reverse_gives_the_official_checkpoint_back(reference, tmp_path):
+    revert_checkpoint(tmp_path / "converted", tmp_path / "back.pth")
+    back, official = torch.load(tmp_path / "back.pth", weights_only=True)["model"], reference.group("checkpoint")
+    assert {key: value.shape for key, value in back.items()} == {key: value.shape for key, value in official.items()}
+    for key in back.keys() - {"decoder_embed.weight", "decoder_embed.bias"}:
+        assert torch.equal(back[key], official[key]), key

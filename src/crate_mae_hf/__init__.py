@@ -38,6 +38,15 @@ AutoImageProcessor.register(
     exist_ok=True,
 )
 
+# Whatever is saved takes the source files along: the folder then loads where this package is not installed.
+CrateMaeConfig.register_for_auto_class()
+CrateMaeModel.register_for_auto_class("AutoModel")
+CrateMaeForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+CrateMaeForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+CrateMaeBackbone.register_for_auto_class("AutoBackbone")
+CrateMaeImageProcessor.register_for_auto_class()
+CrateMaeImageProcessorPil.register_for_auto_class()
+
 __version__ = "0.1.0"
 
 __all__ = [

@@ -1,10 +1,20 @@
 """Configuration of CRATE-MAE."""
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+
+# Where the Auto classes find their class in a saved folder.
+AUTO_MAP = {
+    "AutoConfig": "configuration_crate_mae.CrateMaeConfig",
+    "AutoModel": "modeling_crate_mae.CrateMaeModel",
+    "AutoModelForPreTraining": "modeling_crate_mae.CrateMaeForPreTraining",
+    "AutoModelForImageClassification": "modeling_crate_mae.CrateMaeForImageClassification",
+    "AutoBackbone": "modeling_crate_mae.CrateMaeBackbone",
+}
 
 # An `int` stands for a square; a pair is (height, width).
 Size = int | list[int] | tuple[int, int]
@@ -152,6 +162,17 @@ class CrateMaeConfig(BackboneConfigMixin, PreTrainedConfig):
         if size not in cls.sizes:
             raise ValueError(f"`size` must be one of {', '.join(cls.sizes)}, got {size!r}.")
         return cls(**{**cls.sizes[size], **overrides})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the configuration as Transformers does, with every class in its `auto_map`.
+
+        Transformers itself adds only the class that is saved: a pre-training checkpoint would not load as a classifier
+        where this package is not installed. Entries that point into another repository are replaced, so that the folder
+        stands on its own.
+        """
+        auto_map = getattr(self, "auto_map", None) or {}
+        self.auto_map = {**AUTO_MAP, **{name: value for name, value in auto_map.items() if "--" not in value}}
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -1,9 +1,28 @@
-"""Checkpoints of the official CRATE-MAE code (github.com/Ma-Lab-Berkeley/CRATE) in the layout of this package."""
+"""Checkpoints of the official CRATE-MAE code (github.com/Ma-Lab-Berkeley/CRATE) to this package's layout, and back.
 
+python -m crate_mae_hf.conversion CHECKPOINT OUT_DIR --size base
+python -m crate_mae_hf.conversion FOLDER CHECKPOINT --reverse
+"""
+
+import argparse
+import json
+import pickle
 import re
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
+import PIL.Image
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from .configuration_crate_mae import CrateMaeConfig
+from .image_processing_crate_mae import CrateMaeImageProcessor
+from .modeling_crate_mae import CrateMaeForPreTraining, sincos_position_table
 
 # Official key -> ours; `{i}` is the number of a layer.
 KEYS = {
@@ -35,31 +54,422 @@ KEYS = {
     "decoder_pred.weight": "decoder.prediction_head.weight",
     "decoder_pred.bias": "decoder.prediction_head.bias",
 }
+OFFICIAL_KEYS = {ours: official for official, ours in KEYS.items()}
 # Official keys that its forward never reads, and why.
 UNUSED = {
     "pos_embed": "never read: the encoder adds `decoder_pos_embed`",
     "decoder_embed.weight": "never called: encoder and decoder have one width",
     "decoder_embed.bias": "never called: encoder and decoder have one width",
 }
+# Keys that betray another kind of checkpoint: what it is, and what to do.
+FOREIGN = {
+    r"^crate_mae\.": "is in this package's layout already: load it with `from_pretrained`, or add --reverse",
+    r"^(mlp_head|to_patch_embedding)\.": (
+        "is a supervised CRATE classifier, which has other positions, no mask token and no decoder: take a checkpoint "
+        "of CRATE-MAE"
+    ),
+    r"^(decoder_)?blocks\.\d+\.(attn|mlp)\.": (
+        "is a ViT or ViTMAE in the layout of MAE or timm: convert it with Transformers' own script for ViTMAE"
+    ),
+    r"^(vit|vit_mae|encoder|embeddings)\.": (
+        "is a model in the layout of Transformers, such as ViTMAE: load it with `from_pretrained` of its own class"
+    ),
+}
+LAMBDA_FILE = "lambda_comparison.json"
 
 
-def convert_key(key: str) -> str:
-    """Return our name of an official key.
+class KeyReport(NamedTuple):
+    """What became of an official key, or of those that differ only in the number of their layer."""
+
+    status: str
+    official_key: str
+    note: str
+    tensors: int
+
+
+def convert_key(key: str, keys: Mapping[str, str] = KEYS) -> str:
+    """Return our name of an official key; with `OFFICIAL_KEYS` the official name of one of ours.
 
     Raises:
         ValueError: If the key is no CRATE-MAE key, or one that the official code never uses.
     """
-    layer = re.search(r"blocks\.(\d+)\.", key)
-    pattern = key.replace(layer[0], "blocks.{i}.") if layer else key
-    if pattern not in KEYS:
+    layer = re.search(r"\.(\d+)\.", key)
+    pattern = to_pattern(key)
+    if pattern not in keys:
         raise ValueError(f"`{key}` is not a weight of CRATE-MAE that the official code uses.")
-    return KEYS[pattern].format(i=layer[1] if layer else "")
+    return keys[pattern].format(i=layer[1] if layer else "")
 
 
-def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename an official state dict to ours, without the weights that the official code never uses (`UNUSED`).
+def to_pattern(key: str) -> str:
+    """Replace the number of the layer by `{i}`, as the key tables have it."""
+    return re.sub(r"\.\d+\.", ".{i}.", key, count=1)
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Read an official state dict, bare or under `model` or `state_dict`, without `module.` prefixes.
+
+    Nothing in the file is run: pickles are read with `weights_only=True`.
 
     Raises:
-        ValueError: If a key is not one of the official CRATE-MAE.
+        ValueError: If the file is missing, damaged, holds more than tensors and plain values, or is of another model.
     """
-    return {convert_key(key): value for key, value in state_dict.items() if key not in UNUSED}
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"`checkpoint` must be a .pth or .safetensors file, {path} {found}.")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            # Training scripts in the manner of MAE store their command line beside the weights.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(
+                f"{path} holds Python objects that may run code when loaded ({code[1]}), so it was not loaded. If you "
+                "trust where it comes from, save its state dict alone and convert that: "
+                "`torch.save(torch.load(path, weights_only=False)['model'], new_path)`."
+            ) from error
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a {path.suffix or 'PyTorch'} file: it is damaged, "
+            "cut short, or a web page or pointer in place of the file. Download it again."
+        ) from error
+    for name in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, torch.Tensor) for v in content.values())
+    ):
+        raise ValueError(
+            f"{path} holds no state dict: it must be a mapping from names to tensors, bare or under `model` or "
+            "`state_dict`."
+        )
+    state_dict = {key.removeprefix("module."): value for key, value in content.items()}
+    for pattern, message in FOREIGN.items():
+        if any(re.search(pattern, key) for key in state_dict):
+            raise ValueError(f"{path} {message}.")
+    return state_dict
+
+
+def read_grid_size(position_table: torch.Tensor) -> tuple[int, int]:
+    """Return the (rows, columns) of the patch grid whose sine-cosine table, `(1, rows * columns + 1, d)`, this is.
+
+    Raises:
+        ValueError: If it is the table of no grid.
+    """
+    num_patches, hidden_size = position_table.shape[1] - 1, position_table.shape[2]
+    for rows in range(1, num_patches + 1):
+        grid_size = (rows, num_patches // rows)
+        if num_patches % rows == 0:
+            # Generous enough for half precision; the tables of two grids differ by much more.
+            difference = sincos_position_table(hidden_size, grid_size) - position_table.float()
+            if difference.abs().max() < 1e-2:
+                return grid_size
+    raise ValueError(
+        f"`decoder_pos_embed` must be the fixed sine-cosine table of a patch grid, got another one for {num_patches} "
+        "patches."
+    )
+
+
+def read_config(
+    state_dict: Mapping[str, torch.Tensor],
+    size: str | None = None,
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    **settings: Any,
+) -> CrateMaeConfig:
+    """Return the configuration of an official checkpoint; sizes are read off its tensors.
+
+    Args:
+        state_dict: Official state dict.
+        size: Published size, `"tiny"`, `"small"`, `"base"` or `"large"`; gives the numbers of heads.
+        num_attention_heads: Number of heads of the encoder. One head has no output projection and needs no telling.
+        decoder_num_attention_heads: The same for the decoder; the encoder's when left out.
+        **settings: Other arguments of [`CrateMaeConfig`] that a checkpoint does not hold, such as `ista_lambda`.
+
+    Raises:
+        ValueError: If the checkpoint lacks a tensor that tells the sizes, they contradict `size`, or heads are untold.
+    """
+    ndims = {"patch_embed.proj.weight": 4, "decoder_pos_embed": 3}
+    for key, ndim in ndims.items():
+        if key not in state_dict or state_dict[key].ndim != ndim:
+            raise ValueError(f"The checkpoint has no `{key}` with {ndim} dimensions: it is not one of CRATE-MAE.")
+    hidden_size, num_channels, *patch_size = state_dict["patch_embed.proj.weight"].shape
+    position_table = state_dict["decoder_pos_embed"]
+    if position_table.shape[2] != hidden_size or hidden_size % 4:
+        raise ValueError(
+            f"`decoder_pos_embed` and `patch_embed.proj.weight` must have one width, a multiple of 4, got "
+            f"{position_table.shape[2]} and {hidden_size}."
+        )
+    sizes: dict[str, Any] = {}
+    for name, prefix in {"num_hidden_layers": "blocks", "decoder_num_hidden_layers": "decoder_blocks"}.items():
+        layers = [int(match[1]) for key in state_dict if (match := re.match(rf"{prefix}\.(\d+)\.", key))]
+        sizes[name] = max(layers, default=-1) + 1
+    default = num_attention_heads
+    if size is not None:
+        published = CrateMaeConfig.from_size(size)
+        for name, value in {"hidden_size": hidden_size, **sizes}.items():
+            if getattr(published, name) != value:
+                raise ValueError(
+                    f"`size` {size!r} has `{name}` {getattr(published, name)}, the checkpoint has {value}: choose "
+                    "another, or leave it out and pass `num_attention_heads`."
+                )
+        default = published.num_attention_heads if default is None else default
+    for name, given, projection in (
+        ("num_attention_heads", num_attention_heads, "blocks.0.layers.0.0.fn.to_out.0.weight"),
+        ("decoder_num_attention_heads", decoder_num_attention_heads, "decoder_blocks.0.layers.0.1.fn.to_out.0.weight"),
+    ):
+        inferred = default if projection in state_dict else 1
+        sizes[name] = inferred if given is None else given
+        if sizes[name] is None:
+            raise ValueError(
+                f"`{name}` cannot be read off a checkpoint: pass it, or `size` ({', '.join(CrateMaeConfig.sizes)})."
+            )
+    grid_size = read_grid_size(position_table)
+    return CrateMaeConfig(
+        hidden_size=hidden_size,
+        num_channels=num_channels,
+        patch_size=simplify(patch_size),
+        image_size=simplify([n * patch for n, patch in zip(grid_size, patch_size, strict=True)]),
+        **sizes,
+        **settings,
+    )
+
+
+def simplify(size: Sequence[int]) -> int | list[int]:
+    """Return a (height, width) pair as one number where it is a square."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def compare_keys(state_dict: Mapping[str, torch.Tensor], config: CrateMaeConfig) -> list[KeyReport]:
+    """Compare an official state dict with what a model of `config` needs.
+
+    Returns:
+        Rows with the status `"mapped"` (one for all layers together), `"dropped"`, `"missing"`, `"unknown"` or
+        `"wrong shape"`.
+    """
+    with torch.device("meta"):
+        model = CrateMaeForPreTraining(config)
+    needed = {convert_key(name, OFFICIAL_KEYS): tuple(value.shape) for name, value in model.state_dict().items()}
+    rows: Counter[tuple[str, str, str]] = Counter()
+    for key in dict.fromkeys([*needed, *state_dict]):
+        pattern = to_pattern(key)
+        if key in UNUSED:
+            row = "dropped", key, UNUSED[key]
+        elif key not in needed:
+            row = "unknown", key, "not a weight of CRATE-MAE of this size"
+        elif key not in state_dict:
+            row = "missing", key, f"needed for {convert_key(key)}"
+        elif tuple(state_dict[key].shape) != needed[key]:
+            row = "wrong shape", key, f"got {tuple(state_dict[key].shape)}, needs {needed[key]}"
+        else:
+            row = "mapped", pattern, KEYS[pattern]
+        rows[row] += 1
+    return [KeyReport(*row, tensors) for row, tensors in rows.items()]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return rows of text in aligned columns under a header."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def format_report(report: Sequence[KeyReport]) -> str:
+    """Return the report as a table, what needs attention at its end."""
+    order = ("mapped", "dropped", "missing", "unknown", "wrong shape")
+    rows = sorted(report, key=lambda row: order.index(row.status))
+    return format_table(("status", "official key", "ours, or why", "tensors"), rows)
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    size: str | None = None,
+    num_attention_heads: int | None = None,
+    decoder_num_attention_heads: int | None = None,
+    **settings: Any,
+) -> list[KeyReport]:
+    """Convert an official checkpoint to a folder that `AutoModelForPreTraining.from_pretrained` loads.
+
+    The weights keep their values and their dtype; the image processor is saved beside them.
+
+    Args:
+        checkpoint: Official `.pth` or `.safetensors` file, see `read_checkpoint`.
+        output_dir: Folder to write; must not exist or be empty.
+        size: See `read_config`, as for the other arguments.
+        num_attention_heads: Number of heads of the encoder.
+        decoder_num_attention_heads: Number of heads of the decoder.
+        **settings: Other arguments of [`CrateMaeConfig`] that a checkpoint does not hold, such as `ista_lambda`.
+
+    Returns:
+        What became of every key.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read, is of another model, lacks a key, has an unknown one or a wrong
+            shape, or if there is something in `output_dir` already.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"`output_dir` must be a new or an empty folder, {output_dir} is not.")
+    state_dict = read_checkpoint(Path(checkpoint))
+    config = read_config(state_dict, size, num_attention_heads, decoder_num_attention_heads, **settings)
+    report = compare_keys(state_dict, config)
+    if any(row.status not in ("mapped", "dropped") for row in report):
+        raise ValueError(
+            f"{checkpoint} does not fit CRATE-MAE, nothing was written; see the end of this table.\n\n"
+            + format_report(report)
+        )
+    with torch.device("meta"):
+        model = CrateMaeForPreTraining(config)
+    weights = {convert_key(key): value for key, value in state_dict.items() if key not in UNUSED}
+    model.load_state_dict(weights, assign=True)
+    model.save_pretrained(output_dir)
+    CrateMaeImageProcessor.from_config(config).save_pretrained(output_dir)
+    return report
+
+
+def revert_checkpoint(folder: str | Path, checkpoint: str | Path) -> None:
+    """Write a pre-training checkpoint of this package as an official one, which the official code loads strictly.
+
+    The official model also has weights that it never uses. They are written so that they would do nothing if they were:
+    `pos_embed` is the one position table, `decoder_embed` the identity.
+
+    Args:
+        folder: Folder of a [`CrateMaeForPreTraining`].
+        checkpoint: File to write: `.safetensors` with a bare state dict, anything else a PyTorch file with the state
+            dict under `model`.
+
+    Raises:
+        ValueError: If the folder holds no complete pre-training checkpoint of CRATE-MAE, or the file exists.
+    """
+    folder, checkpoint = Path(folder), Path(checkpoint)
+    if checkpoint.exists():
+        raise ValueError(f"`checkpoint` must be a new file, {checkpoint} exists already.")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"`folder` must be one written by `save_pretrained`, {folder} has no config.json.")
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type != CrateMaeConfig.model_type:
+        raise ValueError(f"`folder` must hold a CRATE-MAE model, {folder} has one of type {model_type!r}.")
+    model, info = cast(Any, CrateMaeForPreTraining.from_pretrained(folder, output_loading_info=True))
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"`folder` must hold a pre-training model with its decoder, {folder} lacks {len(missing)} weights such as "
+            f"`{missing[0]}`."
+        )
+    state_dict = {convert_key(name, OFFICIAL_KEYS): value for name, value in model.state_dict().items()}
+    # Loading leaves a buffer in float32; the values are the checkpoint's.
+    table = state_dict["decoder_pos_embed"].to(model.dtype)
+    width = table.shape[2]
+    state_dict |= {"decoder_pos_embed": table, "pos_embed": table.clone()}
+    state_dict["decoder_embed.weight"] = torch.eye(width, dtype=table.dtype)
+    state_dict["decoder_embed.bias"] = torch.zeros(width, dtype=table.dtype)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.suffix == ".safetensors":
+        save_file(state_dict, checkpoint)
+    else:
+        torch.save({"model": state_dict}, checkpoint)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    extensions = PIL.Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
+    if not paths:
+        raise ValueError(f"`images` must be a folder of images, found none in {folder}.")
+    return paths
+
+
+@torch.no_grad()
+def compare_lambda(folder: str | Path, candidates: Sequence[float], images: Sequence[Path]) -> dict[float, float]:
+    """Return the masked loss on given images for each candidate of `ista_lambda`, which a checkpoint does not hold.
+
+    Every candidate sees the same images with the same masks. Also written to `lambda_comparison.json` in the folder.
+
+    Args:
+        folder: Converted checkpoint.
+        candidates: Values of lambda.
+        images: Image files.
+    """
+    processor = CrateMaeImageProcessor.from_pretrained(folder)
+    models = {
+        value: CrateMaeForPreTraining.from_pretrained(folder, ista_lambda=value, dtype=torch.float32)
+        for value in candidates
+    }
+    rows, columns = models[candidates[0]].config.grid_size
+    generator = torch.Generator().manual_seed(0)
+    totals = dict.fromkeys(candidates, 0.0)
+    for start in tqdm(range(0, len(images), 16), desc="Comparing lambda", unit="batch"):
+        batch = images[start : start + 16]
+        loaded: list[PIL.Image.Image] = [PIL.Image.open(path) for path in batch]
+        pixel_values = processor(loaded, return_tensors="pt").pixel_values
+        noise = torch.rand(len(batch), rows * columns, generator=generator)
+        for value, model in models.items():
+            totals[value] += model(pixel_values, noise=noise).loss.item() * len(batch)
+    losses = {value: total / len(images) for value, total in totals.items()}
+    comparison = {"images": len(images), "masked_loss": losses}
+    (Path(folder) / LAMBDA_FILE).write_text(json.dumps(comparison, indent=2) + "\n")
+    return losses
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m crate_mae_hf.conversion", description="Convert checkpoints of the official CRATE-MAE code."
+    )
+    parser.add_argument("checkpoint", type=Path, help="official .pth or .safetensors file; with --reverse our folder")
+    parser.add_argument("output", type=Path, help="folder to write; with --reverse the file to write")
+    parser.add_argument("--reverse", action="store_true", help="write the official layout")
+    options = parser.add_argument_group("what a checkpoint does not hold").add_argument
+    options("--size", choices=CrateMaeConfig.sizes, help="published size, gives the numbers of heads")
+    options("--num_attention_heads", type=int, help="heads of the encoder, for other sizes")
+    options("--decoder_num_attention_heads", type=int, help="heads of the decoder, if they differ")
+    options("--ista_lambda", type=float, help="sparsity weight; 0.5 when left out, but see --compare_lambda")
+    options("--mask_ratio", type=float, help="share of masked patches; 0.75 when left out")
+    options("--norm_pix_loss", action="store_true", default=None, help="trained on normalised patches")
+    options("--compare_lambda", type=float, nargs="+", metavar="LAMBDA", help="report the masked loss of each")
+    options("--images", type=Path, metavar="DIR", help="images for --compare_lambda")
+    parsed = parser.parse_args(arguments)
+    given = {name for name, value in vars(parsed).items() if value is not None} - {"checkpoint", "output", "reverse"}
+    if parsed.reverse and given:
+        parser.error(f"--reverse goes without --{' --'.join(sorted(given))}")
+    if (parsed.compare_lambda is None) != (parsed.images is None):
+        parser.error("--compare_lambda and --images go together")
+    if parsed.compare_lambda and min(parsed.compare_lambda) < 0:
+        parser.error(f"--compare_lambda must not be negative, got {min(parsed.compare_lambda)}")
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; see `--help`."""
+    settings = vars(parse_arguments(arguments))
+    checkpoint, output, reverse = (settings.pop(name) for name in ("checkpoint", "output", "reverse"))
+    candidates, image_dir = settings.pop("compare_lambda"), settings.pop("images")
+    try:
+        if reverse:
+            revert_checkpoint(checkpoint, output)
+            print(f"Wrote {output} in the official layout.")
+            return
+        images = find_images(image_dir) if candidates else []
+        report = convert_checkpoint(checkpoint, output, **{k: v for k, v in settings.items() if v is not None})
+        print(format_report(report))
+        config = CrateMaeConfig.from_pretrained(output)
+        print(f"\nWrote {output} with ista_lambda={config.ista_lambda}, which no checkpoint holds.")
+        if candidates:
+            losses = compare_lambda(output, candidates, images)
+            print(format_table(("ista_lambda", "masked loss"), [(k, f"{v:.6f}") for k, v in losses.items()]))
+            print("\nThe lowest loss is the likeliest; set it with --ista_lambda, or `ista_lambda` in config.json.")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Image processors of CRATE-MAE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -19,11 +20,21 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
+from typing_extensions import Self
+
+from .configuration_crate_mae import CrateMaeConfig, to_pair
+
+if TYPE_CHECKING:
+    # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during
+    # training saves the image processor and nothing else with code, so the model's files have to come along with it.
+    from .modeling_crate_mae import CrateMaeModel  # noqa: F401
 
 # Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
 LUMA = (0.299, 0.587, 0.114)
 # Pillow's modes of 16 bit grey images; a 16 bit PNG may also come as "I".
 MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# Up to this size the whole image is taken; above it the papers resize to 256 / 224 of the size and crop the centre.
+SMALL_IMAGE = 64
 
 
 class CrateMaeImageProcessorKwargs(ImagesKwargs, total=False):
@@ -140,6 +151,40 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
     do_normalize = True
     do_convert_rgb = True
     num_channels = 3
+
+    @classmethod
+    def from_config(
+        cls,
+        config: CrateMaeConfig,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+    ) -> Self:
+        """Return an image processor for the images that a model takes.
+
+        Square images are cropped from the centre, as 224 from 256, or whole where they have no more than 64 pixels;
+        others are resized.
+
+        Args:
+            config: Of the model.
+            image_mean: Mean of each channel in [0, 1]. When left out ImageNet's for three channels, otherwise 0.5.
+            image_std: Standard deviation of each channel, likewise.
+
+        Raises:
+            ValueError: If there is not one value a channel.
+        """
+        height, width = to_pair(config.image_size)
+        crop_size = {"height": height, "width": width}
+        settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": crop_size, "size": crop_size}
+        if height == width:
+            settings["size"] = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if values is not None and len(values) != config.num_channels:
+                raise ValueError(f"`{name}` must have {config.num_channels} values, one a channel, got {values}.")
+            if values is not None:
+                settings[name] = list(values)
+            elif config.num_channels != 3:
+                settings[name] = [0.5] * config.num_channels
+        return cls(**settings)
 
     def _validate_preprocess_kwargs(
         self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any

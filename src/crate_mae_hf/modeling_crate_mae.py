@@ -561,16 +561,20 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
             elif noise.shape != shape:
                 raise ValueError(f"`noise` must have shape {shape}, one number a patch, got {tuple(noise.shape)}.")
             bool_masked_pos = self.sample_mask(noise)
+        else:
+            noise = None
         outputs: BaseModelOutputWithPooling = self.crate_mae(
             pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs
         )
         logits = self.decoder(outputs.last_hidden_state, **kwargs)
         mask = bool_masked_pos.float()
+        # Without noise, visible and masked patches keep their order; ONNX has no stable sort that would do the same.
+        ranking = mask * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device) if noise is None else noise
         return CrateMaeForPreTrainingOutput(
             loss=self.forward_loss(pixel_values, logits, mask) if return_loss else None,
             logits=logits,
             mask=mask,
-            ids_restore=(mask if noise is None else noise).argsort(dim=1, stable=True).argsort(dim=1),
+            ids_restore=ranking.argsort(dim=1).argsort(dim=1),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -6,13 +6,12 @@ import PIL.Image
 import pytest
 import torch
 
-from crate_mae_hf import CrateMaeConfig
+from crate_mae_hf import CrateMaeImageProcessor
 from crate_mae_hf.training.augmentation import build_eval_transform, build_train_transform
 from crate_mae_hf.training.data import (
     BadImageError,
     DataArguments,
     MaskingDataset,
-    build_image_processor,
     load_datasets,
 )
 
@@ -34,7 +33,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def processor(config):
-    return build_image_processor(config)
+    return CrateMaeImageProcessor.from_config(config)
 
 
 @pytest.fixture
@@ -108,29 +107,6 @@ def test_augmentation(processor):
     assert flipped == {tuple(whole(image)[0, 0].tolist()), tuple(whole(image)[0, 0].flip(0).tolist())}
     with pytest.raises(ValueError, match=r"`min_crop_scale` must lie in \(0, 1\], got 0"):
         build_train_transform(processor, min_crop_scale=0)
-
-
-# --- image processors for a model
-
-
-@pytest.mark.parametrize(
-    ("image_size", "size"),
-    [(224, {"shortest_edge": 256}), (28, {"shortest_edge": 28}), ((24, 40), {"height": 24, "width": 40})],
-)
-def test_processor_fits_the_model(image_size, size):
-    processor = build_image_processor(CrateMaeConfig(image_size=image_size, patch_size=4))
-    assert processor.size == size
-    pixel_values = processor(picture(0, size=(300, 500)), return_tensors="pt").pixel_values
-    assert pixel_values.shape[2:] == ((image_size, image_size) if isinstance(image_size, int) else image_size)
-
-
-def test_processor_needs_statistics_for_other_channels():
-    grey = CrateMaeConfig(image_size=28, patch_size=4, num_channels=1)
-    with pytest.raises(ValueError, match="`image_mean` is needed for images of 1 channels"):
-        build_image_processor(grey)
-    with pytest.raises(ValueError, match="`image_std` must have 1 values"):
-        build_image_processor(grey, [0.3], [0.3, 0.3])
-    assert build_image_processor(grey, [0.3], [0.4]).num_channels == 1
 
 
 # --- where images come from

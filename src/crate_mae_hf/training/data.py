@@ -17,15 +17,12 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..configuration_crate_mae import CrateMaeConfig, to_pair
-from ..image_processing_crate_mae import CrateMaeImageProcessor
 
 logger = logging.get_logger(__name__)
 
 # What `datasets` takes for images in a folder; other files there are metadata or mistakes.
 IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
 METADATA_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
-# Below this size the whole image is the crop; above it, the papers resize to 256 / 224 of it and crop the centre.
-SMALL_IMAGE = 64
 
 
 @dataclass
@@ -293,35 +290,3 @@ def load_datasets(
         MaskingDataset(train, train_transform, config, seed),
         MaskingDataset(validation, eval_transform, config, seed),
     )
-
-
-def build_image_processor(
-    config: CrateMaeConfig, image_mean: list[float] | None = None, image_std: list[float] | None = None
-) -> CrateMaeImageProcessor:
-    """Return an image processor for a model.
-
-    Images larger than 64 pixels are resized to 256 / 224 of the model's size before the centre crop, as the papers
-    evaluate; smaller ones to the model's size, so that nothing is cut off.
-
-    Args:
-        config: Of the model.
-        image_mean: Mean of each channel in [0, 1]; ImageNet's when left out and there are three channels.
-        image_std: Standard deviation of each channel, likewise.
-
-    Raises:
-        ValueError: If there are no statistics for the number of channels.
-    """
-    height, width = to_pair(config.image_size)
-    if height != width:
-        size = {"height": height, "width": width}
-    else:
-        size = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
-    settings: dict[str, Any] = {"num_channels": config.num_channels}
-    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-        if values is not None:
-            if len(values) != config.num_channels:
-                raise ValueError(f"`{name}` must have {config.num_channels} values, one a channel, got {values}.")
-            settings[name] = values
-        elif config.num_channels != 3:
-            raise ValueError(f"`{name}` is needed for images of {config.num_channels} channels.")
-    return CrateMaeImageProcessor(size=size, crop_size={"height": height, "width": width}, **settings)

@@ -1,0 +1,60 @@
+"""The snippets of the README's section on export, and what they export, against PyTorch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def snippets(section: str) -> list[str]:
+    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return [block.split("```")[0] for block in text.split("```python\n")[1:]]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder in which the snippets ran, and their variables."""
+    folder = tmp_path_factory.mktemp("export")
+    config = CrateMaeConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    CrateMaeForPreTraining(config).save_pretrained(folder / "crate-mae")
+    CrateMaeForImageClassification(config).save_pretrained(folder / "crate-mae-classifier")
+    names: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for snippet in snippets("Export"):
+            exec(snippet, names)
+    return folder, names
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("name", ["encoder", "classifier", "autoencoder"])
+def test_exports_agree_with_pytorch(name, batch_size, exported):
+    folder, names = exported
+    model, inputs = names["models"][name]
+    inputs = {key: torch.randn(batch_size, *value.shape[1:]) for key, value in inputs.items()}
+    with torch.no_grad():
+        expected = model(**inputs)
+
+    session = onnxruntime.InferenceSession(folder / f"{name}-onnx" / "model.onnx")
+    output_names = [output.name for output in session.get_outputs()]
+    assert set(expected) == set(output_names)
+    arrays = session.run(None, {key: value.numpy() for key, value in inputs.items()})
+    for key, array in zip(output_names, arrays, strict=True):
+        np.testing.assert_allclose(array, expected[key].numpy(), atol=1e-4, rtol=1e-4, err_msg=key)
+
+    program = torch.export.load(folder / f"{name}-torch" / "model.pt2").module()(**inputs)
+    for key, value in expected.items():
+        torch.testing.assert_close(program[key], value)
+
+
+def test_snippet_runs_the_encoder_on_onnxruntime(exported):
+    names = exported[1]
+    expected = names["models"]["encoder"][0](names["pixel_values"])
+    np.testing.assert_allclose(names["last_hidden_state"], expected[0].detach().numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(names["pooler_output"], expected[1].detach().numpy(), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,36 @@
+"""The README's snippets for features and reconstructions, run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining, CrateMaeImageProcessor
+
+ROOT = Path(__file__).parents[1]
+
+
+def snippets(section: str) -> list[str]:
+    """The Python blocks of a section."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("section", "printed"),
+    [
+        ("Features", r"^torch.Size\(\[8, 32\]\) torch.Size\(\[8, 32\]\)\n$"),
+        ("Reconstruction", r"^tensor\(\d.*torch.Size\(\[8, 1, 28, 28\]\)\n$"),
+    ],
+)
+def test_snippet(section, printed, tmp_path, monkeypatch, capsys):
+    config = CrateMaeConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=7, num_channels=1
+    )
+    CrateMaeForPreTraining(config).save_pretrained(tmp_path / "outputs" / "demo")
+    CrateMaeImageProcessor.from_config(config).save_pretrained(tmp_path / "outputs" / "demo")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = snippets(section)
+    exec(compile(snippet, section, "exec"), {})
+    assert re.match(printed, capsys.readouterr().out, re.DOTALL)

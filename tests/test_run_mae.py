@@ -1,0 +1,209 @@
+"""examples/run_mae.py as a user runs it: on a folder of images, with a tiny model."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPT = EXAMPLES / "run_mae.py"
+SETTINGS = {
+    "config_overrides": "image_size=16,patch_size=4,hidden_size=16,num_attention_heads=2,num_hidden_layers=1",
+    "do_train": True,
+    "do_eval": True,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "base_learning_rate": 0.064,
+    "logging_steps": 1,
+    "dataloader_pin_memory": False,
+    "use_cpu": True,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """A recipe for twenty small images."""
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.png")
+    settings = {**SETTINGS, "train_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture
+def run(recipe, tmp_path, monkeypatch):
+    """Run the script in this process."""
+
+    def run(output, *flags):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(recipe), "--output_dir", str(tmp_path / output), *flags])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
+def launch(recipe, tmp_path):
+    """Run the script in a process of its own, or in several by a launcher; fail with what it printed."""
+
+    def launch(output, *flags, launcher=(sys.executable,)):
+        command = [*launcher, str(SCRIPT), str(recipe), "--output_dir", str(tmp_path / output), *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    return launch
+
+
+def losses(folder: Path) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [float(entry["loss"]) for entry in history if "loss" in entry]
+
+
+def test_pre_training_from_a_folder_of_images(run, tmp_path):
+    run("out", "--train_val_split", "0.2", "--save_strategy", "epoch", "--eval_strategy", "epoch")
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["max_steps"] == 2 * 4
+    assert max(float(entry.get("learning_rate", 0)) for entry in state["log_history"]) == pytest.approx(0.064 * 4 / 256)
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert np.isfinite(results["eval_loss"])
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-8"):
+        model = AutoModel.from_pretrained(folder)
+        image = PIL.Image.open(tmp_path / "images" / "00.png")
+        inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+        assert model(**inputs).last_hidden_state.shape == (1, 17, 16)
+
+
+def test_continue_from_a_checkpoint_with_changes(run, tmp_path):
+    run("first")
+    changes = ["--model_name_or_path", str(tmp_path / "first"), "--mask_ratio", "0.5", "--norm_pix_loss", "true"]
+    run("second", *changes, "--config_overrides", "", "--learning_rate", "0", "--base_learning_rate", "0")
+    first, second = (AutoModelForPreTraining.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert (second.config.mask_ratio, second.config.norm_pix_loss, second.config.hidden_size) == (0.5, True, 16)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_streaming(run, tmp_path):
+    run("out", "--streaming", "true", "--max_steps", "3", "--max_eval_samples", "4", "--shuffle_buffer_size", "8")
+    assert len(losses(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config_overrides", "image_size=17,patch_size=4"], "`image_size` must be divisible by `patch_size`"),
+        (["--config_overrides", "hidden_sise=8"], "`config_overrides` sets hidden_sise"),
+        (["--mask_ratio", "1.5"], "`mask_ratio` must lie in [0, 1), got 1.5"),
+        (["--image_column_name", "picture"], "`image_column_name`: there is no column 'picture'"),
+        (["--train_dir", "nowhere"], "`train_dir`: there is no folder nowhere"),
+        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint`: there is no checkpoint"),
+        (["--streaming", "true", "--max_eval_samples", "4"], "`max_steps`"),
+    ],
+)
+def test_bad_input_ends_with_one_line(run, flags, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        run("out", *flags)
+
+
+def test_a_broken_image_ends_with_its_name_and_can_be_skipped(run, tmp_path, caplog):
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    for workers in ("0", "1"):
+        with pytest.raises(SystemExit, match=r"^error: Cannot read the image .*broken\.png: "):
+            run("out", "--dataloader_num_workers", workers, "--overwrite_output_dir", "true")
+    run("out", "--skip_bad_images", "true", "--overwrite_output_dir", "true")
+    assert "Left out 1 of" in caplog.text
+
+
+def test_results_are_not_overwritten(run, tmp_path):
+    run("out", "--max_steps", "1")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    with pytest.raises(SystemExit, match="is not empty"):
+        run("out")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_losses(launch, recipe, tmp_path):
+    flags = [
+        "--num_train_epochs",
+        "30",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "7",
+        "--dataloader_num_workers",
+        "1",
+    ]
+    launch("whole", *flags)
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(recipe),
+        "--output_dir",
+        str(tmp_path / "killed"),
+        *flags,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "killed" / "checkpoint-14" / "trainer_state.json").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed" / "model.safetensors").exists(), "the run was over before the signal"
+    launch("killed", *flags, "--resume_from_checkpoint", "true")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    whole, resumed = (AutoModelForPreTraining.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_give_the_losses_of_one(launch, tmp_path, launcher):
+    bin_folder = Path(sys.executable).parent
+    launchers = {
+        "torchrun": [str(bin_folder / "torchrun"), "--nproc_per_node", "2", "--master_port", "29511"],
+        "accelerate": [
+            *(str(bin_folder / "accelerate"), "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29512"),
+        ],
+    }
+    flags = ["--train_val_split", "0.2", "--num_train_epochs", "4"]
+    launch("one", *flags, "--per_device_train_batch_size", "4")
+    launch("two", *flags, "--per_device_train_batch_size", "2", launcher=launchers[launcher])
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 16
+    assert two == pytest.approx(one, rel=1e-3)  # the log has four digits; sums are taken in another order
+    results = [json.loads((tmp_path / name / "all_results.json").read_text())["eval_loss"] for name in ("one", "two")]
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_quick_demo(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "demo.py"), "--quick", "--output_dir", str(tmp_path / "demo")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert set(metrics["masked_error"]) == {"model", "mean_patch", "inpainting"}
+    assert set(metrics["linear_probe_accuracy"]) == {"pre-trained", "random weights", "raw pixels"}
+    for name in ("reconstruction.png", "loss_curve.png"):
+        assert PIL.Image.open(tmp_path / "demo" / name).size[0] > 500
+    assert f'AutoModel.from_pretrained("{tmp_path / "demo"}")' in result.stdout
+    AutoModel.from_pretrained(tmp_path / "demo")
