@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..configuration_crate_mae import to_pair
@@ -149,6 +150,29 @@ def stitch(
     return torch.where(masked, stitched_mean, mean), torch.where(masked, stitched_std.clamp(min=0), std)
 
 
+def denormalize(
+    output: torch.Tensor, original: torch.Tensor, masked: torch.Tensor, statistics: Statistics
+) -> torch.Tensor:
+    """Give normalised patches y mean and standard deviation back, x = mean + std * y; `reconstruct` says from where.
+
+    Args:
+        output: y, `(batch_size, num_channels, height, width)`.
+        original: The images, same shape; with `"visible"` the masked pixels are not read.
+        masked: True where a patch is masked, `(batch_size, rows, columns)`.
+        statistics: `"none"`, `"visible"` or `"oracle"`.
+    """
+    if statistics == "none":
+        return output
+    patches = to_patch_grid(original, (masked.shape[1], masked.shape[2]))
+    patch_size = (patches.shape[3], patches.shape[5])
+    variance, mean = torch.var_mean(patches, dim=(1, 3, 5))
+    std = (variance + 1e-6).sqrt()
+    if statistics == "visible":
+        normalized = (original - to_pixels(mean, patch_size)) / to_pixels(std, patch_size)
+        mean, std = stitch(torch.where(to_pixels(masked, patch_size), output, normalized), mean, std, masked)
+    return to_pixels(mean, patch_size) + to_pixels(std, patch_size) * output
+
+
 def reconstruct(
     model: PreTrainedModel,
     pixel_values: torch.Tensor,
@@ -194,21 +218,18 @@ def reconstruct(
         )
     if statistics == "visible" and bool_masked_pos.all(dim=1).any():
         raise ValueError('`bool_masked_pos` must leave a patch visible in every image for `statistics="visible"`.')
-    chunks = zip(pixel_values.split(batch_size), bool_masked_pos.split(batch_size), strict=True)
-    with inference(model):
-        logits = torch.cat([predict_patches(model, *chunk).float().cpu() for chunk in chunks])
-        output = cast(Any, model).unpatchify(logits, tuple(pixel_values.shape[2:]))
     original, bool_masked_pos = pixel_values.detach().float().cpu(), bool_masked_pos.cpu()
-    masked_grid, patch_size = bool_masked_pos.unflatten(1, (rows, columns)), to_pair(model.config.patch_size)
-    if statistics != "none":
-        variance, mean = torch.var_mean(to_patch_grid(original, (rows, columns)), dim=(1, 3, 5))
-        std = (variance + 1e-6).sqrt()
-        if statistics == "visible":
-            pixel_mask = to_pixels(masked_grid, patch_size)
-            normalized = (original - to_pixels(mean, patch_size)) / to_pixels(std, patch_size)
-            mean, std = stitch(torch.where(pixel_mask, output, normalized), mean, std, masked_grid)
-        output = to_pixels(mean, patch_size) + to_pixels(std, patch_size) * output
-    return Reconstruction(original, output, bool_masked_pos, to_pixels(masked_grid, patch_size), statistics)
+    masked = bool_masked_pos.unflatten(1, (rows, columns))
+    outputs = []
+    with inference(model):
+        starts = range(0, len(pixel_values), batch_size)
+        for start in tqdm(starts, desc="Reconstructing", disable=len(starts) == 1):
+            chunk = slice(start, start + batch_size)
+            patches = predict_patches(model, pixel_values[chunk], bool_masked_pos[chunk]).float().cpu()
+            output = cast(Any, model).unpatchify(patches, tuple(pixel_values.shape[2:]))
+            outputs.append(denormalize(output, original[chunk], masked[chunk], statistics))
+    pixel_mask = to_pixels(masked, to_pair(model.config.patch_size))
+    return Reconstruction(original, torch.cat(outputs), bool_masked_pos, pixel_mask, statistics)
 
 
 def reconstruct_whole(
