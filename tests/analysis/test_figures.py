@@ -82,9 +82,9 @@ def test_reconstruction_grid_of_several(model, pixel_values):
         "output, visible pasted",
         "output (oracle statistics: leaks the answer)",  # the same mask is drawn once
         "output, visible pasted",
-        "2 passes: output",
+        "2 passes: output (normalised patches)",
         "75% masked",
-        "output",
+        "output (normalised patches)",
         "output, visible pasted",
     ]
     assert_nothing_is_cut_off(figure)

@@ -78,6 +78,8 @@ def reconstruction_grid(
     for reconstruction in reconstructions:
         output = to_display(reconstruction.output, image_mean, image_std)
         title = f"output{STATISTICS_LABELS[reconstruction.statistics]}"
+        if reconstruction.statistics == "none" and any(r.statistics != "none" for r in reconstructions):
+            title = "output\n(normalised patches)"
         if reconstruction.num_passes > 1:
             columns.append((f"{reconstruction.num_passes} passes:\n{title}", output))
             continue
@@ -195,7 +197,7 @@ def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder") -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(labelsize=7)
     ax.grid(alpha=0.3)
-    ax.margins(y=0.3)  # room for the legend
+    ax.margins(y=0.4)  # room for the legend
     ax.legend(fontsize=7)
 
 
