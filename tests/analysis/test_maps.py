@@ -6,7 +6,16 @@ from scipy.ndimage import binary_fill_holes
 from sklearn.decomposition import PCA
 
 from crate_mae_hf import CrateMaeForPreTraining
-from crate_mae_hf.analysis import attention_maps, patch_codes, pca_maps, upsample
+from crate_mae_hf.analysis import (
+    attention_maps,
+    layer_report,
+    patch_codes,
+    pca_maps,
+    random_masks,
+    reconstruct,
+    reconstruct_whole,
+    upsample,
+)
 from crate_mae_hf.analysis.pca import fill_holes, principal_components
 
 
@@ -138,3 +147,14 @@ def test_fill_holes_against_scipy():
 def test_class_without_decoder_serves_the_maps(config, pixel_values):
     model = CrateMaeForPreTraining(config).crate_mae
     assert patch_codes(model, pixel_values).shape == (2, 4, 4, 32)
+
+
+@pytest.mark.parametrize("function", [attention_maps, patch_codes, layer_report, reconstruct, reconstruct_whole])
+def test_no_more_images_in_memory_than_asked_for(function, model):
+    """Activations are of a chunk; what 64 images of 512 x 512 take is in docs/white_box.md."""
+    sizes = []
+    handle = model.crate_mae.embeddings.register_forward_hook(lambda *call: sizes.append(len(call[2])))
+    masks = [random_masks(5, 16, 0.5)] if function is reconstruct else []
+    function(model, torch.randn(5, 3, 32, 32), *masks, batch_size=2)
+    handle.remove()
+    assert sizes == [2, 2, 1] * (4 if function is reconstruct_whole else 1)

@@ -79,7 +79,7 @@ def reconstruction_grid(
         output = to_display(reconstruction.output, image_mean, image_std)
         title = f"output{STATISTICS_LABELS[reconstruction.statistics]}"
         if reconstruction.statistics == "none" and any(r.statistics != "none" for r in reconstructions):
-            title = "output\n(normalised patches)"
+            title = "output\n(normalised\npatches)"
         if reconstruction.num_passes > 1:
             columns.append((f"{reconstruction.num_passes} passes:\n{title}", output))
             continue
@@ -190,14 +190,17 @@ def _curve(
     ax.fill_between(layers, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
 
 
-def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder") -> None:
+def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder", from_zero: bool = True) -> None:
+    """Label a panel of curves, and leave room for its legend."""
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(f"{part} layer", fontsize=8)
     ax.set_ylabel(ylabel, fontsize=8)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(labelsize=7)
     ax.grid(alpha=0.3)
-    ax.margins(y=0.4)  # room for the legend
+    ax.margins(y=0.3)
+    if from_zero:
+        ax.set_ylim(bottom=0)
     ax.legend(fontsize=7)
 
 
@@ -240,7 +243,6 @@ def layer_steps(report: LayerReport) -> Figure:
     _finish(rate, "coding rate of the output", "$R$ [nats]")
     _curve(energy, encoder, "mssa_energy", "MSSA: |z_half - z|² / |z|²", "tab:blue")
     _curve(energy, encoder, "ista_energy", "ISTA: |z' - n|² / |n|²", "tab:green")
-    energy.set_ylim(bottom=0)
     _finish(energy, "energy of the two steps", "relative energy")
     for ax, name, title, ylabel in (
         (residual, "residual", "sparse coding: residual", "1/2 |n - a D\u1d40|² a token"),
@@ -248,18 +250,16 @@ def layer_steps(report: LayerReport) -> Figure:
     ):
         _curve(ax, encoder, f"{name}_before", "a = n, before ISTA", "tab:blue", dashed=True)
         _curve(ax, encoder, f"{name}_after", "a = z', after ISTA", "tab:green")
-        ax.set_ylim(bottom=0)
         _finish(ax, title, ylabel)
     _curve(weights, encoder, "subspace_coherence", "overlap of the K subspaces", "tab:blue")
     _curve(weights, encoder, "dictionary_defect", "|D\u1d40D - I| / sqrt(d)", "tab:green")
-    weights.set_ylim(bottom=0)
     _finish(weights, "distance from the assumptions", "0 = orthogonal")
     if "inversion" in decoder:
         _curve(inversion, decoder, "inversion", "g_l alone", "tab:red")
         _curve(inversion, decoder, "inversion_in_flow", "in the forward", "tab:orange")
         _curve(inversion, decoder, "inversion_identity", "doing nothing", "grey", dashed=True)
         inversion.set_ylim(top=1)
-        _finish(inversion, "does the decoder layer invert?", "cosine to z^(L-l)", "decoder")
+        _finish(inversion, "does the decoder layer invert?", "cosine to z^(L-l)", "decoder", from_zero=False)
     else:
         inversion.set_axis_off()
     _caption(
