@@ -115,7 +115,7 @@ def layer_report(
         rows, columns = patch_grid(model, pixel_values)
         bool_masked_pos = torch.zeros(len(pixel_values), rows * columns, dtype=torch.bool)
     run = run_encoder if decoder is None else predict_patches
-    chunks: list[list[Measures]] = []
+    chunks = []
     starts = range(0, len(pixel_values), batch_size)
     for start in tqdm(starts, desc="Measuring layers", disable=len(starts) == 1):
         observer = _Observer(encoder_layers, layers[len(encoder_layers) :], eps_squared)
@@ -125,7 +125,11 @@ def layer_report(
             observer.measure_inversion()
         chunks.append(observer.measures)
     measures = [
-        {name: torch.cat([chunk[i][name] for chunk in chunks]) for name in chunks[0][i]} | _weight_measures(layer)
+        {
+            name: torch.tensor([number for chunk in chunks for number in chunk[i][name]], dtype=torch.float64)
+            for name in chunks[0][i]
+        }
+        | _weight_measures(layer)
         for i, layer in enumerate(layers)
     ]
     encoder, decoder_measures = measures[: len(encoder_layers)], measures[len(encoder_layers) :]
@@ -175,7 +179,9 @@ class _Observer:
         self.encoder_layers = encoder_layers
         self.decoder_layers = decoder_layers
         self.eps_squared = eps_squared
-        self.measures: list[Measures] = []  # one a layer, encoder first
+        # One a layer, encoder first, a number an image. Not tensors: small ones that stay, between large ones that go, keep
+        # glibc's allocator from using the memory of the large ones again.
+        self.measures: list[dict[str, list[float]]] = []
         self.hidden_states: list[torch.Tensor] = []  # z^0 ... z^L
         self.decoder_input: torch.Tensor | None = None
         self.parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # input and output of the current layer's parts
@@ -231,7 +237,7 @@ class _Observer:
         self.finish_layer(measures)
 
     def finish_layer(self, measures: Measures) -> None:
-        self.measures.append({name: values.cpu() for name, values in measures.items()})
+        self.measures.append({name: values.tolist() for name, values in measures.items()})
         self.parts.clear()
 
     def common_measures(self, layer: Any, before: torch.Tensor, after: torch.Tensor, output: torch.Tensor) -> Measures:
@@ -263,5 +269,5 @@ class _Observer:
             code, target = self.hidden_states[num_layers - i], self.hidden_states[num_layers - i - 1]
             # The first one has the encoder's final layer norm before it.
             inverted = layer(code if i else self.decoder_input)
-            self.measures[num_layers + i]["inversion"] = _cosine(inverted, target).cpu()
-            self.measures[num_layers + i]["inversion_identity"] = _cosine(code, target).cpu()
+            self.measures[num_layers + i]["inversion"] = _cosine(inverted, target).tolist()
+            self.measures[num_layers + i]["inversion_identity"] = _cosine(code, target).tolist()
