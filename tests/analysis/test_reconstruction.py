@@ -5,7 +5,7 @@ import torch
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
 from crate_mae_hf.analysis import random_masks, reconstruct, reconstruct_whole
-from crate_mae_hf.analysis.reconstruction import interpolate_visible, to_pixels
+from crate_mae_hf.analysis.reconstruction import interpolate_visible, stitch, to_patch_grid, to_pixels
 
 
 @pytest.fixture
@@ -97,6 +97,44 @@ def test_interpolate_visible_against_a_loop():
         ]
         expected[b, i, j] = sum(w * v for w, v in pairs) / sum(w for w, _ in pairs)
     torch.testing.assert_close(interpolate_visible(values, visible), expected)
+
+
+def test_stitch_recovers_a_smooth_image():
+    """Neighbouring pixels of a ramp differ by its slope: the means come back nearly, far better than interpolated."""
+    ramp = torch.linspace(-1, 1, 24).expand(1, 1, 24, 24) + torch.linspace(-2, 2, 24).view(1, 1, 24, 1)
+    variance, mean = torch.var_mean(to_patch_grid(ramp, (6, 6)), dim=(1, 3, 5))
+    std, masked = variance.sqrt(), random_masks(1, 36, 0.75).view(1, 6, 6)
+    y = (ramp - to_pixels(mean, (4, 4))) / to_pixels(std, (4, 4))
+    stitched_mean, stitched_std = stitch(y, mean, std, masked)
+    assert (stitched_mean - mean).abs().max() < 0.3
+    interpolated = interpolate_visible(mean, ~masked)
+    assert (stitched_mean - mean).norm() < (interpolated - mean).norm() / 3
+    assert torch.equal(stitched_mean[~masked], mean[~masked])
+    assert torch.equal(stitched_std[~masked], std[~masked])
+
+
+def test_stitch_minimises_its_objective():
+    """Autograd on the formula of the docstring, written as a loop over borders, finds no slope at the solution."""
+    y, mean, std = (
+        torch.randn(1, 2, 6, 12).double() / 20,
+        torch.randn(1, 2, 3).double(),
+        torch.rand(1, 2, 3).double() + 5,
+    )
+    masked = torch.tensor([[[True, False, True], [False, True, True]]])
+    solution = stitch(y, mean, std, masked)
+    m, s = (x.clone().requires_grad_() for x in solution)
+    image = to_pixels(m, (3, 4)) + to_pixels(s, (3, 4)) * y
+    terms = [(image[0, :, 2, 4 * j : 4 * j + 4] - image[0, :, 3, 4 * j : 4 * j + 4]).square().mean() for j in range(3)]
+    for i in range(2):
+        for j in (3, 7):
+            rows = slice(3 * i, 3 * i + 3)
+            terms.append((image[0, :, rows, j] - image[0, :, rows, j + 1]).square().mean())
+    for x, given in ((m, mean), (s, std)):
+        terms.append(0.01 * (x - interpolate_visible(given, ~masked)).square().sum())
+    gradients = torch.autograd.grad(sum(terms), (m, s))
+    assert (solution[1] > 0).all()
+    for gradient in gradients:
+        torch.testing.assert_close(gradient[masked], torch.zeros(4).double())
 
 
 def test_whole_image_by_complementary_masks(model, pixel_values):

@@ -1,5 +1,34 @@
 """Numbers on what every layer of CRATE-MAE does; torch only. The pictures are in `crate_mae_hf.analysis.figures`."""
 
+from .attention import attention_maps, upsample
+from .coding_rate import (
+    coding_rate,
+    nonzero_share,
+    orthogonality_defect,
+    sparsity,
+    subspace_coding_rate,
+    subspace_coherence,
+)
+from .layers import LayerReport, layer_report
+from .pca import PcaMaps, patch_codes, pca_maps
 from .reconstruction import Reconstruction, random_masks, reconstruct, reconstruct_whole
 
-__all__ = ["Reconstruction", "random_masks", "reconstruct", "reconstruct_whole"]
+__all__ = [
+    "LayerReport",
+    "PcaMaps",
+    "Reconstruction",
+    "attention_maps",
+    "coding_rate",
+    "layer_report",
+    "nonzero_share",
+    "orthogonality_defect",
+    "patch_codes",
+    "pca_maps",
+    "random_masks",
+    "reconstruct",
+    "reconstruct_whole",
+    "sparsity",
+    "subspace_coding_rate",
+    "subspace_coherence",
+    "upsample",
+]

@@ -4,18 +4,23 @@ Figures are made without pyplot: no global state, no window, nothing to close.
 """
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from .attention import upsample
+from .layers import LayerReport
+from .pca import PcaMaps
 from .reconstruction import Reconstruction
 
 STATISTICS_LABELS = {
     "none": "",
-    "visible": "\n(patch statistics:\nvisible patches)",
-    "oracle": "\n(patch statistics: oracle,\nleaks the answer)",
+    "visible": "\n(statistics from\nvisible patches)",
+    "oracle": "\n(oracle statistics:\nleaks the answer)",
 }
 
 
@@ -33,6 +38,11 @@ def _show(axes: Axes, image: torch.Tensor) -> None:
         axes.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
+def _caption(figure: Figure, text: str) -> None:
+    """Write below a figure which tensor was measured, in lines as wide as the figure."""
+    figure.supxlabel(fill(text, width=int(figure.get_figwidth() * 17)), fontsize=7)
+
+
 def _image_axes(num_rows: int, num_columns: int, caption: str, cell: float = 1.15) -> tuple[Figure, np.ndarray]:
     """Return a figure of square cells without ticks, with a caption below."""
     figure = Figure(figsize=(cell * num_columns + 0.3, cell * num_rows + 1.0), layout="constrained")
@@ -40,7 +50,7 @@ def _image_axes(num_rows: int, num_columns: int, caption: str, cell: float = 1.1
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    figure.supxlabel(caption, fontsize=7)
+    _caption(figure, caption)
     return figure, axes
 
 
@@ -51,6 +61,9 @@ def reconstruction_grid(
 ) -> Figure:
     """Draw a row an image: the original, then masked image, output, and output with the visible patches pasted.
 
+    A masked image is not drawn again where the mask is the same as before; of an image that was predicted as a whole
+    (`reconstruct_whole`), the output alone is drawn.
+
     Args:
         reconstructions: One, or several of the same images (other masks, other mask ratios, other statistics), which
             follow each other from left to right.
@@ -59,28 +72,198 @@ def reconstruction_grid(
     """
     if isinstance(reconstructions, Reconstruction):
         reconstructions = [reconstructions]
-    images = to_display(reconstructions[0].original, image_mean, image_std)
+    originals = to_display(reconstructions[0].original, image_mean, image_std)
+    columns = [("original", originals)]
+    previous_mask = None
+    for reconstruction in reconstructions:
+        output = to_display(reconstruction.output, image_mean, image_std)
+        title = f"output{STATISTICS_LABELS[reconstruction.statistics]}"
+        if reconstruction.num_passes > 1:
+            columns.append((f"{reconstruction.num_passes} passes:\n{title}", output))
+            continue
+        if previous_mask is None or not torch.equal(reconstruction.bool_masked_pos, previous_mask):
+            masked = torch.where(reconstruction.pixel_mask, 0.5, originals)
+            columns.append((f"{reconstruction.mask_ratio:.0%} masked", masked))
+        previous_mask = reconstruction.bool_masked_pos
+        pasted = to_display(reconstruction.pasted, image_mean, image_std)
+        columns += [(title, output), ("output,\nvisible pasted", pasted)]
     errors = ", ".join(f"{r.error.mean():.3f} ± {r.error.std(correction=0):.3f}" for r in reconstructions)
     figure, axes = _image_axes(
-        len(images),
-        1 + 3 * len(reconstructions),
+        len(originals),
+        len(columns),
         "Measured: predicted pixels. Mean squared error over the masked pixels, in the scale of the normalised images, "
-        f"mean ± spread over images: {errors}.",
+        f"mean ± standard deviation over images, from left to right: {errors}.",
     )
-    axes[0, 0].set_title("original", fontsize=8)
+    for column, (title, pictures) in enumerate(columns):
+        axes[0, column].set_title(title, fontsize=8)
+        for row, picture in enumerate(pictures):
+            _show(axes[row, column], picture)
+    return figure
+
+
+def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Figure:
+    """Draw a row an image: the image, and how much its cls token attends to each patch, head by head.
+
+    Args:
+        images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
+        maps: Attention of one layer, `(num_images, num_heads, rows, columns)`.
+        layer: The layer's number, from 1, for the caption.
+    """
+    figure, axes = _image_axes(
+        len(images),
+        maps.shape[1] + 1,
+        f"Measured: softmax(w_cls W\u1d40 / sqrt(p)) of encoder layer {layer}, cls query to patches, nothing masked; "
+        "bilinear between patches. Each map from 0 (black) to its own largest attention (yellow).",
+    )
+    axes[0, 0].set_title("image", fontsize=8)
+    for row, (image, heads) in enumerate(zip(images, upsample(maps, (images.shape[2], images.shape[3])), strict=True)):
+        _show(axes[row, 0], image)
+        for head, values in enumerate(heads):
+            axes[row, head + 1].imshow(values.numpy(), cmap="inferno", vmin=0)
+            axes[0, head + 1].set_title(f"head {head + 1}", fontsize=8)
+    return figure
+
+
+def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequence[int]) -> Figure:
+    """Draw a row an image: the image, and the attention of its cls token laid over it, layer by layer.
+
+    Args:
+        images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
+        maps: Attention, `(num_images, len(layers), num_heads, rows, columns)`; the mean over the heads is drawn.
+        layers: Numbers of the layers, from 1.
+    """
+    figure, axes = _image_axes(
+        len(images),
+        len(layers) + 1,
+        "Measured: attention of the cls query to the patches, mean over heads, nothing masked; bilinear between "
+        "patches. The image in grey, over it each map from 0 (blue) to its own largest attention (red).",
+    )
+    axes[0, 0].set_title("image", fontsize=8)
+    overlays = upsample(maps.mean(dim=2), (images.shape[2], images.shape[3]))
+    for row, (image, values) in enumerate(zip(images, overlays, strict=True)):
+        _show(axes[row, 0], image)
+        for column, (layer, attention) in enumerate(zip(layers, values, strict=True), start=1):
+            _show(axes[row, column], image.mean(dim=0, keepdim=True))
+            axes[row, column].imshow(attention.numpy(), cmap="turbo", vmin=0, alpha=0.55)
+            axes[0, column].set_title(f"layer {layer}", fontsize=8)
+    return figure
+
+
+def pca_grid(images: torch.Tensor, maps: PcaMaps, tensor_name: str) -> Figure:
+    """Draw a row an image: the image, the first component, the foreground, and three components of the foreground.
+
+    Args:
+        images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
+        maps: Their maps.
+        tensor_name: What the components were taken of, for the caption.
+    """
+    figure, axes = _image_axes(
+        len(images),
+        4,
+        f"Measured: principal components of {tensor_name}, joint over the images. The first explains "
+        f"{maps.explained:.0%} of the variance; red, green and blue are components 1 to 3 of the foreground alone.",
+    )
+    titles = ("image", "component 1\n(0 to 1)", "foreground\n(> 0.5, filled)", "foreground,\n3 components")
+    for column, title in enumerate(titles):
+        axes[0, column].set_title(title, fontsize=8)
     for row, image in enumerate(images):
         _show(axes[row, 0], image)
-    for group, reconstruction in enumerate(reconstructions):
-        output, pasted = (to_display(x, image_mean, image_std) for x in (reconstruction.output, reconstruction.pasted))
-        masked = torch.where(reconstruction.pixel_mask, 0.5, images)
-        label = STATISTICS_LABELS[reconstruction.statistics]
-        columns = {
-            f"{reconstruction.mask_ratio:.0%} masked": masked,
-            f"output{label}": output,
-            "output,\nvisible pasted": pasted,
-        }
-        for column, (title, pictures) in enumerate(columns.items(), start=1 + 3 * group):
-            axes[0, column].set_title(title, fontsize=8)
-            for row, picture in enumerate(pictures):
-                _show(axes[row, column], picture)
+        axes[row, 1].imshow(maps.first_component[row].numpy(), cmap="viridis", vmin=0, vmax=1)
+        axes[row, 2].imshow(maps.foreground[row].numpy(), cmap="gray", vmin=0, vmax=1)
+        _show(axes[row, 3], maps.rgb[row])
+    return figure
+
+
+def _curve(
+    ax: Axes, measures: dict[str, torch.Tensor], name: str, label: str, colour: str, dashed: bool = False
+) -> None:
+    """Draw a measure over the layers: mean over images, and mean ± standard deviation as a band."""
+    values = measures[name]
+    layers, mean, std = (
+        np.arange(1, len(values) + 1),
+        values.mean(dim=1).numpy(),
+        values.std(dim=1, correction=0).numpy(),
+    )
+    ax.plot(layers, mean, "o--" if dashed else "o-", color=colour, label=label, markersize=3, linewidth=1.2)
+    ax.fill_between(layers, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+
+
+def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder") -> None:
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel(f"{part} layer", fontsize=8)
+    ax.set_ylabel(ylabel, fontsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.tick_params(labelsize=7)
+    ax.grid(alpha=0.3)
+    ax.margins(y=0.3)  # room for the legend
+    ax.legend(fontsize=7)
+
+
+def compression_and_sparsity(report: LayerReport) -> Figure:
+    """Draw what the papers plot of an encoder, layer by layer: compression and sparsity.
+
+    Args:
+        report: The measurements.
+    """
+    figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+    rates, raw, share = figure.subplots(1, 3)
+    for ax, suffix in ((rates, "_unit"), (raw, "")):
+        _curve(ax, report.encoder, f"subspace_rate_before{suffix}", "before MSSA: U z", "tab:blue", dashed=True)
+        _curve(ax, report.encoder, f"subspace_rate_after{suffix}", "after MSSA: U z_half", "tab:orange")
+    rates.axhline(report.rate_bound, color="grey", linestyle=":", linewidth=1, label="bound d/2 log(1 + 1/eps²)")
+    _finish(rates, "compression, unit-norm tokens", "$R^c$ [nats]")
+    _finish(raw, "compression, raw tokens", "$R^c$ [nats]")
+    _curve(share, report.encoder, "nonzero_share", "z', the layer's output", "tab:green")
+    share.set_ylim(0, 1)
+    _finish(share, "sparsity (lower is sparser)", "share of non-zero entries")
+    _caption(
+        figure,
+        "Measured: tokens before and after each layer's MSSA step through its own U, and each layer's output. "
+        f"Mean and standard deviation over {report.num_images} images.",
+    )
+    return figure
+
+
+def layer_steps(report: LayerReport) -> Figure:
+    """Draw the two steps of each encoder layer, the overlap of its subspaces, and how the decoder undoes it.
+
+    Args:
+        report: The measurements.
+    """
+    figure = Figure(figsize=(9.6, 6.0), layout="constrained")
+    (rate, energy, residual), (penalty, weights, inversion) = figure.subplots(2, 3)
+    encoder, decoder = report.encoder, report.decoder
+    _curve(rate, encoder, "coding_rate", "z', raw", "tab:purple")
+    _curve(rate, encoder, "coding_rate_unit", "z', unit-norm tokens", "tab:pink", dashed=True)
+    _finish(rate, "coding rate of the output", "$R$ [nats]")
+    _curve(energy, encoder, "mssa_energy", "MSSA: |z_half - z|² / |z|²", "tab:blue")
+    _curve(energy, encoder, "ista_energy", "ISTA: |z' - n|² / |n|²", "tab:green")
+    energy.set_ylim(bottom=0)
+    _finish(energy, "energy of the two steps", "relative energy")
+    for ax, name, title, ylabel in (
+        (residual, "residual", "sparse coding: residual", "1/2 |n - a D\u1d40|² a token"),
+        (penalty, "l1", "sparse coding: l1 term", "lambda |a|_1 a token"),
+    ):
+        _curve(ax, encoder, f"{name}_before", "a = n, before ISTA", "tab:blue", dashed=True)
+        _curve(ax, encoder, f"{name}_after", "a = z', after ISTA", "tab:green")
+        ax.set_ylim(bottom=0)
+        _finish(ax, title, ylabel)
+    _curve(weights, encoder, "subspace_coherence", "overlap of the K subspaces", "tab:blue")
+    _curve(weights, encoder, "dictionary_defect", "|D\u1d40D - I| / sqrt(d)", "tab:green")
+    weights.set_ylim(bottom=0)
+    _finish(weights, "distance from the assumptions", "0 = orthogonal")
+    if "inversion" in decoder:
+        _curve(inversion, decoder, "inversion", "g_l alone", "tab:red")
+        _curve(inversion, decoder, "inversion_in_flow", "in the forward", "tab:orange")
+        _curve(inversion, decoder, "inversion_identity", "doing nothing", "grey", dashed=True)
+        inversion.set_ylim(top=1)
+        _finish(inversion, "does the decoder layer invert?", "cosine to z^(L-l)", "decoder")
+    else:
+        inversion.set_axis_off()
+    _caption(
+        figure,
+        "Measured: n = LN(z_half), z' = ISTA(n), tokens and weights of each layer. Decoder layer l is given "
+        "z^(L-l+1) and compared with z^(L-l), the input of the encoder layer that it mirrors. Mean and standard "
+        f"deviation over {report.num_images} images.",
+    )
     return figure

@@ -61,12 +61,28 @@ def patch_grid(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[int,
 
 def run_encoder(
     model: PreTrainedModel, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return the encoder's `last_hidden_state`; nothing is masked unless it is said, also by ViTMAE.
+) -> None:
+    """Run the encoder for what hooks see of it; nothing is masked unless it is said, also by ViTMAE.
 
     Images of another size than the model's get interpolated positions.
     """
-    return _run(model, model.base_model, pixel_values, bool_masked_pos).last_hidden_state
+    _run(model, model.base_model, pixel_values, bool_masked_pos)
+
+
+def query_key_projections(model: PreTrainedModel, layer: int) -> tuple[nn.Linear, nn.Linear]:
+    """Return the projections that make query and key in an encoder layer; they are one in CRATE-MAE.
+
+    Raises:
+        ValueError: If there is no such layer, or the model is neither a CRATE-MAE nor a ViTMAE.
+    """
+    layers = cast(Any, model.base_model).layers
+    if not -len(layers) <= layer < len(layers):
+        raise ValueError(f"`layer` must lie in [{-len(layers)}, {len(layers) - 1}], got {layer}.")
+    if hasattr(layers[layer], "mssa"):
+        return layers[layer].mssa.subspace_proj, layers[layer].mssa.subspace_proj
+    if model.config.model_type == "vit_mae":
+        return layers[layer].attention.q_proj, layers[layer].attention.k_proj
+    raise ValueError(f"`model` must be a CRATE-MAE or a ViTMAE, got {type(model).__name__}.")
 
 
 def predict_patches(model: PreTrainedModel, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
@@ -91,7 +107,7 @@ def _run(
     if bool_masked_pos is not None:
         bool_masked_pos = bool_masked_pos.to(model.device)
     if model.config.model_type != "vit_mae":
-        return part(pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding)
+        return part(pixel_values, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding)
     rows, columns = patch_grid(model, pixel_values)
     shape = (pixel_values.shape[0], rows * columns)
     noise = torch.linspace(0, 0.5, shape[1], device=model.device).expand(shape)  # rising: the patches keep their order

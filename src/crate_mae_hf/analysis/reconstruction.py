@@ -22,6 +22,7 @@ class Reconstruction:
         bool_masked_pos: True where a patch was masked, `(batch_size, num_patches)`.
         pixel_mask: The same for pixels, `(batch_size, 1, height, width)`.
         statistics: Where mean and standard deviation of the predicted patches come from, see `reconstruct`.
+        num_passes: Number of forwards that the output was put together from, see `reconstruct_whole`.
     """
 
     original: torch.Tensor
@@ -29,6 +30,7 @@ class Reconstruction:
     bool_masked_pos: torch.Tensor
     pixel_mask: torch.Tensor
     statistics: Statistics
+    num_passes: int = 1
 
     @property
     def pasted(self) -> torch.Tensor:
@@ -70,6 +72,12 @@ def to_pixels(patch_values: torch.Tensor, patch_size: tuple[int, int]) -> torch.
     return patch_values.repeat_interleave(patch_size[0], 1).repeat_interleave(patch_size[1], 2).unsqueeze(1)
 
 
+def to_patch_grid(images: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Cut images: `(batch_size, channels, height, width)` to `(batch_size, channels, rows, p, columns, q)`."""
+    rows, columns = grid_size
+    return images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+
+
 def interpolate_visible(values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Fill the masked places of a grid from the visible ones, by inverse distance weighting (Shepard).
 
@@ -91,6 +99,56 @@ def interpolate_visible(values: torch.Tensor, visible: torch.Tensor) -> torch.Te
     return torch.where(visible, values, filled.view_as(values).to(values.dtype))
 
 
+def stitch(
+    normalized: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, masked: torch.Tensor, pull: float = 0.01
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose mean m and standard deviation s of the masked patches so that neighbouring patches fit together.
+
+        minimise   sum over borders of mean_k |(m_a + s_a y_ak) - (m_b + s_b y_bk)|²
+                   + pull * sum over masked i of (m_i - m°_i)² + (s_i - s°_i)²
+
+    A border is where patches a and b touch, k runs over the pairs of pixels on its two sides, and m°, s° are
+    interpolated from the visible patches (`interpolate_visible`). The visible patches' m and s are given, so this is
+    linear least squares, solved image by image in float64. Natural images are smooth across most borders; an edge that
+    runs exactly along a border is lost.
+
+    Args:
+        normalized: Images y whose patches have mean 0 and variance 1, `(batch_size, num_channels, height, width)`.
+        mean: Mean of each patch, `(batch_size, rows, columns)`; what stands at masked places is not read.
+        std: Standard deviation of each patch, likewise.
+        masked: Boolean, same shape, at least one False an image.
+        pull: How strongly the interpolated statistics are held on to.
+
+    Returns:
+        Mean and standard deviation of all patches, unchanged where they are visible.
+    """
+    rows, columns = masked.shape[1:]
+    num_patches = rows * columns
+    index = torch.arange(num_patches).view(rows, columns)
+    patches = to_patch_grid(normalized.double(), (rows, columns))
+    left, right = patches[..., :-1, -1].permute(0, 2, 4, 1, 3), patches[..., 1:, 0].permute(0, 2, 4, 1, 3)
+    upper, lower = patches[:, :, :-1, -1].permute(0, 2, 3, 1, 4), patches[:, :, 1:, 0].permute(0, 2, 3, 1, 4)
+    unknown = masked.flatten(1).repeat(1, 2)
+    solution = torch.cat([interpolate_visible(x, ~masked).flatten(1) for x in (mean, std)], dim=1).double()
+    for b in range(len(masked)):
+        quadratic = torch.eye(2 * num_patches, dtype=torch.float64) * pull
+        for i, j, y_i, y_j in (
+            (index[:, :-1], index[:, 1:], left[b], right[b]),
+            (index[:-1], index[1:], upper[b], lower[b]),
+        ):
+            # The difference over a border is linear in m_i, s_i, m_j, s_j: one row of coefficients a pair of pixels.
+            y_i, y_j = y_i.flatten(2).flatten(0, 1), y_j.flatten(2).flatten(0, 1)  # (borders, pairs of pixels)
+            coefficients = torch.stack([torch.ones_like(y_i), y_i, -torch.ones_like(y_j), -y_j], dim=2)
+            unknowns = torch.stack([i, num_patches + i, j, num_patches + j], dim=2).flatten(0, 1)
+            blocks = coefficients.transpose(1, 2) @ coefficients / y_i.shape[1]
+            quadratic.index_put_((unknowns.unsqueeze(2), unknowns.unsqueeze(1)), blocks, accumulate=True)
+        free, known = unknown[b], ~unknown[b]
+        target = pull * solution[b, free] - quadratic[free][:, known] @ solution[b, known]
+        solution[b, free] = torch.linalg.solve(quadratic[free][:, free], target)
+    stitched_mean, stitched_std = solution.to(mean.dtype).unflatten(1, (2, rows, columns)).unbind(1)
+    return torch.where(masked, stitched_mean, mean), torch.where(masked, stitched_std.clamp(min=0), std)
+
+
 def reconstruct(
     model: PreTrainedModel,
     pixel_values: torch.Tensor,
@@ -104,8 +162,8 @@ def reconstruct(
     `statistics` says where mean and standard deviation come from:
 
     - `"none"`: nowhere, the output is y itself. The only choice without `norm_pix_loss`, where y is the image.
-    - `"visible"`: a visible patch has its own, a masked one those of the visible patches around it, see
-      `interpolate_visible`. Nothing that was masked is looked at.
+    - `"visible"`: a visible patch has its own; those of the masked ones are chosen so that the patches fit together,
+      see `stitch`. Nothing that was masked is looked at.
     - `"oracle"`: every patch has its true ones. This leaks the answer: the mean alone is a coarse image.
 
     Args:
@@ -143,11 +201,12 @@ def reconstruct(
     original, bool_masked_pos = pixel_values.detach().float().cpu(), bool_masked_pos.cpu()
     masked_grid, patch_size = bool_masked_pos.unflatten(1, (rows, columns)), to_pair(model.config.patch_size)
     if statistics != "none":
-        patches = original.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, C, rows, p, columns, q)
-        variance, mean = torch.var_mean(patches, dim=(1, 3, 5))
+        variance, mean = torch.var_mean(to_patch_grid(original, (rows, columns)), dim=(1, 3, 5))
         std = (variance + 1e-6).sqrt()
         if statistics == "visible":
-            mean, std = interpolate_visible(mean, ~masked_grid), interpolate_visible(std, ~masked_grid)
+            pixel_mask = to_pixels(masked_grid, patch_size)
+            normalized = (original - to_pixels(mean, patch_size)) / to_pixels(std, patch_size)
+            mean, std = stitch(torch.where(pixel_mask, output, normalized), mean, std, masked_grid)
         output = to_pixels(mean, patch_size) + to_pixels(std, patch_size) * output
     return Reconstruction(original, output, bool_masked_pos, to_pixels(masked_grid, patch_size), statistics)
 
@@ -192,4 +251,4 @@ def reconstruct_whole(
         output += torch.where(reconstruction.pixel_mask, reconstruction.output, 0) / (num_parts - 1)
     bool_masked_pos = torch.ones_like(parts, dtype=torch.bool)
     pixel_mask = torch.ones_like(reconstruction.pixel_mask)
-    return Reconstruction(reconstruction.original, output, bool_masked_pos, pixel_mask, statistics)
+    return Reconstruction(reconstruction.original, output, bool_masked_pos, pixel_mask, statistics, num_parts)

@@ -1,0 +1,244 @@
+#!/usr/bin/env python
+# /// script
+# dependencies = ["crate-mae-hf[train,figures]"]
+# ///
+"""Measure and draw what every layer of a CRATE-MAE does, and what it reconstructs.
+
+    python examples/visualize.py
+    python examples/visualize.py --model_name_or_path ORG/MODEL --images DIR --output_dir outputs/white_box
+
+Leaves in the output folder: pictures, `layers` and `reconstructions` as CSV and JSON, and all of it as one
+`report.html`. Of a ViTMAE, attention, principal components and reconstructions are drawn. docs/white_box.md says how to
+read them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import AutoImageProcessor, AutoModelForPreTraining, PreTrainedModel
+from transformers.utils import logging
+
+import crate_mae_hf  # noqa: F401 (registers the Auto classes)
+from crate_mae_hf.analysis import (
+    LayerReport,
+    Reconstruction,
+    attention_maps,
+    figures,
+    layer_report,
+    patch_codes,
+    pca_maps,
+    random_masks,
+    reconstruct,
+    reconstruct_whole,
+)
+from crate_mae_hf.analysis.layers import DESCRIPTIONS
+from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table, text_table, write_table
+from crate_mae_hf.configuration_crate_mae import to_pair
+from crate_mae_hf.training.arguments import clear_errors, parse_arguments
+from crate_mae_hf.training.data import decode, select_image_column
+
+DATA = Path(__file__).parent / "data" / "fashion_mnist_sample"
+SUMMARY = ("subspace_rate_before_unit", "subspace_rate_after_unit", "nonzero_share", "mssa_energy", "dictionary_defect")
+NUM_MASKS = 3
+
+
+@dataclass
+class Arguments:
+    """What to look at."""
+
+    model_name_or_path: str = field(default="outputs/demo", metadata={"help": "A pre-trained CRATE-MAE or ViTMAE."})
+    images: str = field(default=str(DATA), metadata={"help": "A folder of images, or a dataset on the Hub."})
+    split_name: str | None = field(
+        default=None, metadata={"help": 'Split of the dataset; "test" where there is one, else the first.'}
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column with the images; the first one that holds images when left out."}
+    )
+    output_dir: str = field(default="outputs/white_box", metadata={"help": "A new or empty folder."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Allow a folder with contents; files of the same name are replaced."}
+    )
+    num_images: int = field(default=64, metadata={"help": "Measure so many images."})
+    num_pictures: int = field(default=6, metadata={"help": "Draw so many of them."})
+    layer: int = field(default=-1, metadata={"help": "Encoder layer of head grid and components; -1 is the last."})
+    mask_ratios: list[float] = field(default_factory=lambda: [0.5, 0.75, 0.9], metadata={"help": "Mask ratios."})
+    statistics: Literal["none", "visible", "oracle"] | None = field(
+        default=None,
+        metadata={
+            "help": "Where mean and spread of predicted patches come from with norm_pix_loss; "
+            '"visible" when left out. "oracle" leaks the answer.'
+        },
+    )
+    eps_squared: float = field(default=0.01, metadata={"help": "eps² of the coding rates."})
+    batch_size: int = field(default=4, metadata={"help": "Images in memory at a time."})
+    seed: int = field(default=0, metadata={"help": "Draws the masks."})
+
+
+def load_model(name: str) -> tuple[PreTrainedModel, Any]:
+    """Return a model for pre-training and its image processor.
+
+    Raises:
+        ValueError: If there is none, or its weights have no decoder.
+    """
+    try:
+        model, info = AutoModelForPreTraining.from_pretrained(name, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        hint = " `make demo` trains the default one." if name == Arguments.model_name_or_path else ""
+        raise ValueError(f"`model_name_or_path`: cannot load {name!r}: {error}{hint}") from error
+    if missing := [key for key in info["missing_keys"] if key.startswith("decoder.")]:
+        raise ValueError(
+            f"`model_name_or_path`: {name!r} holds no decoder ({missing[0]} is missing): give it a checkpoint of "
+            "pre-training."
+        )
+    return model.eval(), processor
+
+
+def load_images(args: Arguments, model: PreTrainedModel, processor: Any) -> torch.Tensor:
+    """Return the first images of the folder or dataset as `pixel_values`.
+
+    Raises:
+        ValueError: If there are none, or they cannot be read.
+    """
+    try:
+        splits = datasets.load_dataset(args.images, streaming=True)
+    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise ValueError(f"`images`: cannot load {args.images!r}: {error}") from error
+    split = args.split_name or ("test" if "test" in splits else next(iter(splits)))
+    if split not in splits:
+        raise ValueError(f"`split_name`: there is no split {split!r}, but {', '.join(map(str, splits))}.")
+    records = select_image_column(splits[split], args.image_column_name).take(args.num_images)
+    min_size = to_pair(model.config.patch_size)
+    images = [decode(record["image"], min_size, f"number {i}") for i, record in enumerate(records)]
+    if model.config.model_type == "vit_mae":  # its image processor takes images as they are
+        images = [image.convert("RGB") for image in images]
+    return processor(images=images, return_tensors="pt")["pixel_values"]
+
+
+def draw_layers(report: LayerReport) -> Iterator[tuple[str, Figure]]:
+    yield "compression_and_sparsity", figures.compression_and_sparsity(report)
+    yield "layer_steps", figures.layer_steps(report)
+
+
+def draw_maps(
+    args: Arguments, model: PreTrainedModel, pixel_values: torch.Tensor, pictures: torch.Tensor
+) -> Iterator[tuple[str, Figure]]:
+    """Draw attention and principal components; the latter are joint over all images."""
+    num_layers = model.config.num_hidden_layers
+    layer = args.layer % num_layers
+    maps = attention_maps(model, pixel_values[: len(pictures)], range(num_layers), args.batch_size)
+    yield "attention_heads", figures.attention_heads(pictures, maps[:, layer], layer + 1)
+    shown = np.unique(np.linspace(0, num_layers - 1, min(num_layers, 6)).round().astype(int))
+    yield "attention_layers", figures.attention_overlays(pictures, maps[:, shown], (shown + 1).tolist())
+    tensor_name = "keys" if model.config.model_type == "vit_mae" else "the subspace codes U LN(z)"
+    components = pca_maps(patch_codes(model, pixel_values, layer, args.batch_size))
+    yield "pca", figures.pca_grid(pictures, components, f"{tensor_name} of the patches in encoder layer {layer + 1}")
+
+
+def reconstructions(
+    args: Arguments, model: PreTrainedModel, pixel_values: torch.Tensor
+) -> dict[str, list[Reconstruction]]:
+    """Reconstruct the images: with several mask ratios, masks and patch statistics, and as a whole."""
+    statistics = args.statistics or ("visible" if model.config.norm_pix_loss else "none")
+    patch_height, patch_width = to_pair(model.config.patch_size)
+    num_patches = pixel_values.shape[2] // patch_height * (pixel_values.shape[3] // patch_width)
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def masks(mask_ratio: float) -> torch.Tensor:
+        return random_masks(len(pixel_values), num_patches, mask_ratio, generator)
+
+    same = masks(model.config.mask_ratio)
+    groups = {
+        "reconstruction": [reconstruct(model, pixel_values, same, statistics)],
+        "reconstruction_mask_ratios": [
+            reconstruct(model, pixel_values, masks(r), statistics) for r in args.mask_ratios
+        ],
+        "reconstruction_masks": [
+            reconstruct(model, pixel_values, masks(model.config.mask_ratio), statistics) for _ in range(NUM_MASKS)
+        ],
+        "reconstruction_whole": [
+            reconstruct_whole(model, pixel_values, num_parts, statistics, generator) for num_parts in (2, 4)
+        ],
+    }
+    if model.config.norm_pix_loss:
+        groups["reconstruction_statistics"] = [
+            reconstruct(model, pixel_values, same, choice) for choice in ("none", "visible", "oracle")
+        ]
+    return groups
+
+
+def main() -> None:
+    """Measure, draw, write, and say where everything is."""
+    (args,) = parse_arguments([Arguments])
+    output_dir = Path(args.output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
+        raise ValueError(
+            f"`output_dir` {output_dir} is not empty: choose another folder, or allow files in it to be replaced with "
+            "`--overwrite_output_dir`."
+        )
+    for name in ("num_images", "num_pictures", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    if not args.eps_squared > 0:
+        raise ValueError(f"`eps_squared` must be positive, got {args.eps_squared}.")
+    if not all(0 <= mask_ratio < 1 for mask_ratio in args.mask_ratios):
+        raise ValueError(f"`mask_ratios` must lie in [0, 1), got {args.mask_ratios}.")
+    model, processor = load_model(args.model_name_or_path)
+    num_layers = model.config.num_hidden_layers
+    if not -num_layers <= args.layer < num_layers:
+        raise ValueError(f"`layer` must lie in [{-num_layers}, {num_layers - 1}], got {args.layer}.")
+    if args.statistics not in (None, "none") and not model.config.norm_pix_loss:
+        raise ValueError(
+            f'`statistics` must be "none" for a model with `norm_pix_loss=False`, got {args.statistics!r}.'
+        )
+    pixel_values = load_images(args, model, processor)
+    shown = pixel_values[: args.num_pictures]
+    pictures = figures.to_display(shown, processor.image_mean, processor.image_std)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    sections: dict[str, list[str]] = {}
+
+    def save(heading: str, name: str, figure: Figure) -> None:
+        figure.savefig(output_dir / f"{name}.png", dpi=110)
+        sections.setdefault(heading, []).append(html_picture(output_dir / f"{name}.png"))
+
+    if model.config.model_type == "crate_mae":
+        report = layer_report(model, pixel_values, None, args.eps_squared, args.batch_size)
+        for name, figure in draw_layers(report):
+            save("What every layer does", name, figure)
+        rows = report.table()
+        write_table(rows, output_dir / "layers")
+        sections["What every layer does"] += [html_table(rows), html_definitions(DESCRIPTIONS)]
+        print(text_table([{k: r[k] for k in ("part", "layer", *(f"{n}_mean" for n in SUMMARY))} for r in rows]))
+    for name, figure in draw_maps(args, model, pixel_values, pictures):
+        save("Attention and principal components", name, figure)
+    rows = []
+    for name, results in reconstructions(args, model, shown).items():
+        save("Reconstructions", name, figures.reconstruction_grid(results, processor.image_mean, processor.image_std))
+        rows += [
+            {
+                "picture": name,
+                "mask_ratio": r.mask_ratio,
+                "statistics": r.statistics,
+                "error_mean": r.error.mean().item(),
+                "error_std": r.error.std(correction=0).item(),
+            }
+            for r in results
+        ]
+    write_table(rows, output_dir / "reconstructions")
+    sections["Reconstructions"].append(html_table(rows))
+    print(text_table(rows))
+    title = f"{args.model_name_or_path} on {len(pixel_values)} images of {Path(args.images).name}"
+    (output_dir / "report.html").write_text(html_page(title, sections), encoding="utf-8")
+    print(f"\nWritten to {output_dir}: report.html, " + ", ".join(sorted(p.name for p in output_dir.glob("*.*g"))))
+
+
+if __name__ == "__main__":
+    logging.set_verbosity_warning()
+    with clear_errors():
+        main()

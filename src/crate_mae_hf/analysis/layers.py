@@ -1,0 +1,267 @@
+"""What every layer of a CRATE-MAE does to the tokens, against what it was derived to do."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .coding_rate import (
+    coding_rate,
+    nonzero_share,
+    orthogonality_defect,
+    sparsity,
+    subspace_coding_rate,
+    subspace_coherence,
+)
+from .models import check_pixel_values, forward_hooks, inference, patch_grid, predict_patches, run_encoder
+
+# Name -> one number an image, float64 on the CPU.
+Measures = dict[str, torch.Tensor]
+
+DESCRIPTIONS = {
+    "coding_rate": "R of the layer's output [nats]",
+    "coding_rate_unit": "R of the layer's output, unit-norm tokens [nats]",
+    "subspace_rate_codes": "R^c of U LN(z), the codes that MSSA attends with [nats]",
+    "subspace_rate_codes_unit": "the same, unit-norm tokens in each head [nats]",
+    "subspace_rate_before": "R^c of U z, z the tokens that the MSSA step starts from [nats]",
+    "subspace_rate_before_unit": "the same, unit-norm tokens in each head [nats]",
+    "subspace_rate_after": "R^c of U z, z the tokens after the MSSA step, same U [nats]",
+    "subspace_rate_after_unit": "the same, unit-norm tokens in each head [nats]",
+    "sparsity": "share of exact zeros in the layer's output",
+    "nonzero_share": "share of other entries, 1 - sparsity: what the papers plot",
+    "mssa_energy": "|MSSA(LN(z))|² / |z|²",
+    "ista_energy": "|ISTA(n) - n|² / |n|², n = LN(z_half)",
+    "dictionary_energy": "|n Dᵀ - n|² / |n|², n = LN(y)",
+    "residual_before": "1/2 |n - a Dᵀ|² a token, code a = n before the ISTA step",
+    "residual_after": "1/2 |n - a Dᵀ|² a token, code a = ISTA(n)",
+    "l1_before": "lambda |a|_1 a token, a = n",
+    "l1_after": "lambda |a|_1 a token, a = ISTA(n)",
+    "subspace_coherence": "mean squared cosine between the K subspaces: 0 orthogonal, 1 equal",
+    "dictionary_defect": "|Dᵀ D - I|_F / sqrt(d)",
+    "inversion": "mean cosine of g_l(z^(L-l+1)) and z^(L-l), each token centred: 1 if g_l inverts f_(L-l+1)",
+    "inversion_in_flow": "the same of y^l, the decoder layer's output as it is, and z^(L-l)",
+    "inversion_identity": "the same of z^(L-l+1) and z^(L-l): what doing nothing would score",
+}
+
+
+@dataclass
+class LayerReport:
+    """Measurements of each layer and image.
+
+    Args:
+        encoder: Name of a measure (see `DESCRIPTIONS`) -> `(num_layers, num_images)`, float64.
+        decoder: The same for the decoder's layers; empty for a model without decoder. The inversion measures are there
+            where the decoder has as many layers as the encoder.
+        rate_bound: d/2 log(1 + 1/eps²), the largest R of unit-norm tokens, and the largest R^c.
+    """
+
+    encoder: dict[str, torch.Tensor]
+    decoder: dict[str, torch.Tensor]
+    rate_bound: float
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that were measured."""
+        return self.encoder["sparsity"].shape[1]
+
+    def table(self) -> list[dict[str, str | int | float]]:
+        """Return a row a layer: `part`, `layer` (from 1), and `<measure>_mean` and `<measure>_std` over the images."""
+        rows: list[dict[str, str | int | float]] = []
+        for part, measures in (("encoder", self.encoder), ("decoder", self.decoder)):
+            for layer in range(len(next(iter(measures.values()), ()))):
+                row: dict[str, str | int | float] = {"part": part, "layer": layer + 1}
+                for name, values in measures.items():
+                    row[f"{name}_mean"] = values[layer].mean().item()
+                    row[f"{name}_std"] = values[layer].std(correction=0).item()
+                rows.append(row)
+        return rows
+
+
+def layer_report(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor | None = None,
+    eps_squared: float = 0.01,
+    batch_size: int = 4,
+) -> LayerReport:
+    """Measure what each encoder and decoder layer does; `DESCRIPTIONS` says what each number is.
+
+    The layers are observed by forward hooks while the model runs in evaluation mode, without gradients; the model is
+    left as it was, also when the forward raises. All N tokens count, cls and mask tokens included.
+
+    Args:
+        model: Any CRATE-MAE model; only one for pre-training has decoder layers to measure.
+        pixel_values: Images of shape `(num_images, num_channels, height, width)`, as the model takes them; positions
+            are interpolated if the images have another size than the model's.
+        bool_masked_pos: True where a patch is masked, `(num_images, num_patches)`; nothing when left out.
+        eps_squared: eps² of the coding rates.
+        batch_size: Number of images that are in memory at a time.
+
+    Raises:
+        ValueError: If the model is no CRATE-MAE, or images or mask do not fit it.
+    """
+    encoder_layers = list(cast(Any, model.base_model).layers)
+    if not all(hasattr(layer, "ista") for layer in encoder_layers):
+        raise ValueError(f"`model` must be a CRATE-MAE model, got {type(model).__name__}.")
+    check_pixel_values(model, pixel_values)
+    decoder = getattr(model, "decoder", None)
+    layers = encoder_layers + ([] if decoder is None else list(decoder.layers))
+    if bool_masked_pos is None:
+        rows, columns = patch_grid(model, pixel_values)
+        bool_masked_pos = torch.zeros(len(pixel_values), rows * columns, dtype=torch.bool)
+    run = run_encoder if decoder is None else predict_patches
+    chunks: list[list[Measures]] = []
+    starts = range(0, len(pixel_values), batch_size)
+    for start in tqdm(starts, desc="Measuring layers", disable=len(starts) == 1):
+        observer = _Observer(encoder_layers, layers[len(encoder_layers) :], eps_squared)
+        with inference(model):
+            with forward_hooks(observer.hooks()):
+                run(model, pixel_values[start : start + batch_size], bool_masked_pos[start : start + batch_size])
+            observer.measure_inversion()
+        chunks.append(observer.measures)
+    measures = [
+        {name: torch.cat([chunk[i][name] for chunk in chunks]) for name in chunks[0][i]} | _weight_measures(layer)
+        for i, layer in enumerate(layers)
+    ]
+    encoder, decoder_measures = measures[: len(encoder_layers)], measures[len(encoder_layers) :]
+    return LayerReport(
+        encoder=_stack(encoder, len(pixel_values)),
+        decoder=_stack(decoder_measures, len(pixel_values)),
+        rate_bound=model.config.hidden_size / 2 * math.log1p(1 / eps_squared),
+    )
+
+
+def _stack(measures: list[Measures], num_images: int) -> dict[str, torch.Tensor]:
+    names = measures[0] if measures else {}
+    return {name: torch.stack([layer[name].expand(num_images) for layer in measures]) for name in names}
+
+
+def _weight_measures(layer: Any) -> Measures:
+    """Measure what depends on the layer's weights alone."""
+    weight = layer.mssa.subspace_proj.weight
+    dictionary = layer.ista.dictionary if hasattr(layer, "ista") else layer.dictionary
+    return {
+        "subspace_coherence": subspace_coherence(weight, weight.shape[0] // layer.mssa.head_dim),
+        "dictionary_defect": orthogonality_defect(dictionary),
+    }
+
+
+def _energy(tokens: torch.Tensor) -> torch.Tensor:
+    """Squared norm of all tokens of each image."""
+    return tokens.double().square().sum(dim=(1, 2))
+
+
+def _cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens of each image of the cosine between two versions of a token, each centred over its width."""
+    first, second = (x.double() - x.double().mean(dim=-1, keepdim=True) for x in (first, second))
+    return nn.functional.cosine_similarity(first, second, dim=-1).mean(dim=1)
+
+
+class _Observer:
+    """Measures each layer as its forward ends; of the activations it keeps the encoder's hidden states alone.
+
+    Args:
+        encoder_layers: Layers f_1 to f_L.
+        decoder_layers: Layers g_1, g_2, ...; may be none.
+        eps_squared: eps² of the coding rates.
+    """
+
+    def __init__(self, encoder_layers: list[Any], decoder_layers: list[Any], eps_squared: float):
+        self.encoder_layers = encoder_layers
+        self.decoder_layers = decoder_layers
+        self.eps_squared = eps_squared
+        self.measures: list[Measures] = []  # one a layer, encoder first
+        self.hidden_states: list[torch.Tensor] = []  # z^0 ... z^L
+        self.decoder_input: torch.Tensor | None = None
+        self.parts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # input and output of the current layer's parts
+
+    def hooks(self) -> dict[nn.Module, Callable[..., None]]:
+        """Return a hook for each module that is observed; a layer's own is the last of its hooks to be called."""
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+                self.parts[name] = (arguments[0], output)
+
+            return hook
+
+        hooks: dict[nn.Module, Callable[..., None]] = {}
+        for layers, measure in (
+            (self.encoder_layers, self.measure_encoder),
+            (self.decoder_layers, self.measure_decoder),
+        ):
+            for layer in layers:
+                hooks |= {
+                    layer.layernorm_before: keep("before"),
+                    layer.mssa.subspace_proj: keep("codes"),
+                    layer.layernorm_after: keep("after"),
+                    layer: measure,
+                }
+        return hooks
+
+    def measure_encoder(self, layer: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Measure `z_half = z + MSSA(LN(z)),  n = LN(z_half),  z' = ISTA(n)`."""
+        z, (z_half, n) = self.parts["before"][0], self.parts["after"]
+        if not self.hidden_states:
+            self.hidden_states.append(z)
+        self.hidden_states.append(output)
+        sparsity_weight = layer.ista.threshold / layer.ista.step_size
+        measures = self.common_measures(layer, z, z_half, output)
+        measures["ista_energy"] = _energy(output - n) / _energy(n)
+        for moment, code in (("before", n), ("after", output)):
+            residual = n - nn.functional.linear(code, layer.ista.dictionary)
+            measures[f"residual_{moment}"] = _energy(residual) / 2 / n.shape[1]
+            measures[f"l1_{moment}"] = sparsity_weight * code.double().abs().sum(dim=(1, 2)) / n.shape[1]
+        self.finish_layer(measures)
+
+    def measure_decoder(self, layer: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """Measure `n = LN(y),  y_half = n Dᵀ,  y' = y_half - MSSA(LN(y_half))`."""
+        (y, n), y_half = self.parts["before"], self.parts["after"][0]
+        if self.decoder_input is None:
+            self.decoder_input = y
+        measures = self.common_measures(layer, y_half, output, output)
+        measures["dictionary_energy"] = _energy(y_half - n) / _energy(n)
+        if len(self.decoder_layers) == len(self.encoder_layers):
+            target = self.hidden_states[2 * len(self.encoder_layers) - len(self.measures) - 1]
+            measures["inversion_in_flow"] = _cosine(output, target)
+        self.finish_layer(measures)
+
+    def finish_layer(self, measures: Measures) -> None:
+        self.measures.append({name: values.cpu() for name, values in measures.items()})
+        self.parts.clear()
+
+    def common_measures(self, layer: Any, before: torch.Tensor, after: torch.Tensor, output: torch.Tensor) -> Measures:
+        """Measure the layer's output, and its MSSA step from `before` to `after`."""
+        projection = layer.mssa.subspace_proj.weight
+        flat_codes = {
+            "codes": self.parts["codes"][1],
+            "before": nn.functional.linear(before, projection),
+            "after": nn.functional.linear(after, projection),
+        }
+        measures = {
+            "sparsity": sparsity(output),
+            "nonzero_share": nonzero_share(output),
+            "mssa_energy": _energy(after - before) / _energy(before),
+        }
+        for suffix, normalize in (("", False), ("_unit", True)):
+            measures[f"coding_rate{suffix}"] = coding_rate(output, self.eps_squared, normalize)
+            for name, flat in flat_codes.items():
+                codes = flat.unflatten(2, (-1, layer.mssa.head_dim)).transpose(1, 2)
+                measures[f"subspace_rate_{name}{suffix}"] = subspace_coding_rate(codes, self.eps_squared, normalize)
+        return measures
+
+    def measure_inversion(self) -> None:
+        """Give each decoder layer, by itself, the output of the encoder layer that it mirrors. Needs the hooks gone."""
+        num_layers = len(self.encoder_layers)
+        if len(self.decoder_layers) != num_layers:
+            return
+        for i, layer in enumerate(self.decoder_layers):
+            code, target = self.hidden_states[num_layers - i], self.hidden_states[num_layers - i - 1]
+            # The first one has the encoder's final layer norm before it.
+            inverted = layer(code if i else self.decoder_input)
+            self.measures[num_layers + i]["inversion"] = _cosine(inverted, target).cpu()
+            self.measures[num_layers + i]["inversion_identity"] = _cosine(code, target).cpu()
