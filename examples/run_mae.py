@@ -71,6 +71,9 @@ class AugmentationArguments:
 class MaeTrainingArguments(TrainingArguments):
     """Transformers' training arguments, with the learning rate by the batch / 256 rule."""
 
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every parameter of CRATE-MAE gets a gradient."}
+    )
     base_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of a batch of 256; wins over `learning_rate`."}
     )

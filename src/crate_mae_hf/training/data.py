@@ -115,14 +115,14 @@ def select_image_column(dataset: Any, name: str | None) -> Any:
     Raises:
         ValueError: If there is no such column, or it holds no images.
     """
-    features = dataset.features
+    features = dataset.features or {}  # a stream may not know them
     if name is None:
         name = next((column for column, feature in features.items() if isinstance(feature, datasets.Image)), None)
         if name is None:
-            raise ValueError(f"`image_column_name`: none of the columns {', '.join(features)} holds images.")
-    elif name not in features:
+            raise ValueError(f"`image_column_name` is needed: none of the columns {', '.join(features)} holds images.")
+    elif features and name not in features:
         raise ValueError(f"`image_column_name`: there is no column {name!r}, but {', '.join(features)}.")
-    elif features[name] != datasets.Value("string") and not isinstance(features[name], datasets.Image):
+    elif features and features[name] != datasets.Value("string") and not isinstance(features[name], datasets.Image):
         raise ValueError(f"`image_column_name`: the column {name!r} holds {features[name]}, not images.")
     dataset = dataset.select_columns([name]).cast_column(name, datasets.Image(decode=False))
     return dataset if name == "image" else dataset.rename_column(name, "image")
