@@ -179,8 +179,8 @@ class _Observer:
         self.encoder_layers = encoder_layers
         self.decoder_layers = decoder_layers
         self.eps_squared = eps_squared
-        # One a layer, encoder first, a number an image. Not tensors: small ones that stay, between large ones that go, keep
-        # glibc's allocator from using the memory of the large ones again.
+        # One a layer, encoder first, a number an image. Not tensors: small ones that stay, between large ones that go,
+        # keep glibc's allocator from using the memory of the large ones again.
         self.measures: list[dict[str, list[float]]] = []
         self.hidden_states: list[torch.Tensor] = []  # z^0 ... z^L
         self.decoder_input: torch.Tensor | None = None
