@@ -477,3 +477,22 @@ def test_encoder_loads_from_a_pretraining_checkpoint(config, pixel_values, tmp_p
     encoder = getattr(loaded, "crate_mae", loaded).eval()
     expected = model.eval().crate_mae(pixel_values).last_hidden_state
     torch.testing.assert_close(CrateMaeModel.forward(encoder, pixel_values).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("part", ["crate_mae.embeddings", "crate_mae.layers.1", "decoder.layers.0", "decoder"])
+def test_parts_may_lie_on_disk(config, pixel_values, tmp_path, part):
+    model = CrateMaeForPreTraining(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    modules = ["crate_mae.embeddings", *(f"crate_mae.layers.{i}" for i in range(3)), "crate_mae.layernorm"]
+    modules += ["decoder"] if part == "decoder" else [f"decoder.layers.{i}" for i in range(2)]
+    modules += [] if part == "decoder" else ["decoder.layernorm", "decoder.prediction_head"]
+    loaded = CrateMaeForPreTraining.from_pretrained(
+        tmp_path / "model",
+        device_map={name: "disk" if name == part else "cpu" for name in modules},
+        offload_folder=str(tmp_path / "offload"),
+    )
+    assert any(parameter.device.type == "meta" for parameter in loaded.parameters())
+    noise = torch.rand(2, 16)
+    with torch.no_grad():
+        expected, actual = model(pixel_values, noise=noise), loaded(pixel_values, noise=noise)
+    assert torch.equal(actual.logits, expected.logits)
