@@ -49,7 +49,7 @@ class State:
         modules = dict(self.model.named_modules())
         return {
             "weights": {name: value.clone() for name, value in self.model.state_dict().items()},
-            "gradients": {name: parameter.grad for name, parameter in self.model.named_parameters()},
+            "gradients": {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None},
             "requires_grad": {name: parameter.requires_grad for name, parameter in self.model.named_parameters()},
             "training": {name: module.training for name, module in modules.items()},
             "hooks": {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in modules.items()},
@@ -61,7 +61,7 @@ class State:
 
     def assert_unchanged(self) -> None:
         after = self.read()
-        for name in ("weights", "random"):
+        for name in ("weights", "gradients", "random"):
             torch.testing.assert_close(after.pop(name), self.before[name], rtol=0, atol=0)
         assert after == {name: self.before[name] for name in after}
 
