@@ -84,8 +84,8 @@ def test_pre_training_from_a_folder_of_images(run, tmp_path):
     assert np.isfinite(results["eval_loss"])
     for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-8"):
         model = AutoModel.from_pretrained(folder)
-        image = PIL.Image.open(tmp_path / "images" / "00.png")
-        inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+        with PIL.Image.open(tmp_path / "images" / "00.png") as image:
+            inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
         assert model(**inputs).last_hidden_state.shape == (1, 17, 16)
 
 
@@ -211,6 +211,7 @@ def test_quick_demo(tmp_path):
     assert set(metrics["masked_error"]) == {"model", "mean_patch", "inpainting"}
     assert set(metrics["linear_probe_accuracy"]) == {"pre-trained", "random weights", "raw pixels"}
     for name in ("reconstruction.png", "loss_curve.png"):
-        assert PIL.Image.open(tmp_path / "demo" / name).size[0] > 500
+        with PIL.Image.open(tmp_path / "demo" / name) as picture:
+            assert picture.size[0] > 500
     assert f'AutoModel.from_pretrained("{tmp_path / "demo"}")' in result.stdout
     AutoModel.from_pretrained(tmp_path / "demo")
