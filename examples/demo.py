@@ -35,7 +35,7 @@ from crate_mae_hf.training.data import MaskingDataset, select_image_column
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
-QUICK = {"max_steps": 20, "max_train_samples": 1000, "max_eval_samples": 300}
+QUICK = {"max_steps": 10, "max_train_samples": 600, "max_eval_samples": 200}
 NUM_PICTURES = 8
 
 
