@@ -24,8 +24,8 @@ test: $(INSTALLED) ## Run the test suite
 test-slow: $(INSTALLED) ## Run the tests that take minutes
 	$(RUN) -m pytest -m slow
 
-demo: $(INSTALLED) ## Pre-train on the bundled images and show what was learned (ten minutes on two cores)
-	$(RUN) examples/demo.py --output_dir outputs/demo
+demo: $(INSTALLED) ## Pre-train on the bundled images and show what was learned; DEMO_FLAGS="--seed 1" and the like go along
+	$(RUN) examples/demo.py --output_dir outputs/demo $(DEMO_FLAGS)
 
 demo-quick: $(INSTALLED) ## The same with a few steps, to see that everything runs
 	$(RUN) examples/demo.py --output_dir outputs/demo-quick --quick
