@@ -101,7 +101,7 @@ def build_config(args: ModelArguments) -> CrateMaeConfig:
 
 
 def main() -> None:
-    """Pre-train, evaluate, and save model, image processor and figures to `output_dir`."""
+    """Pre-train, evaluate, and save the model with its image processor to `output_dir`."""
     model_args, data_args, augmentation_args, training_args = parse_arguments(
         (ModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
     )
@@ -159,11 +159,12 @@ def main() -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub and trainer.is_world_process_zero():
+        source = Path(data_args.dataset_name or data_args.train_dir)
         create_model_card(
             training_args.output_dir,
             model_id=trainer.hub_model_id,
-            dataset=data_args.dataset_name,
-            data=data_args.train_dir and f"Images of the folder {Path(data_args.train_dir).name}.",
+            dataset=None if source.exists() else data_args.dataset_name,
+            data=f"Images of the folder {source.name}." if source.exists() else None,
             recipe={name: getattr(training_args, name) for name in RECIPE},
         ).save(Path(training_args.output_dir) / "README.md")
         push_folder(
