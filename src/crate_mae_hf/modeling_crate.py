@@ -64,7 +64,9 @@ class CrateEmbeddings(nn.Module):
         embeddings = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
         (height, width), (patch_height, patch_width) = pixel_values.shape[2:], self.patch_embeddings.patch_size
         grid_size = (height // patch_height, width // patch_width)
-        return self.dropout(embeddings + interpolate_position_table(self.position_embeddings, self.grid_size, grid_size))
+        return self.dropout(
+            embeddings + interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
+        )
 
 
 class CratePreTrainedModel(CrateEncoderPreTrainedModel):
