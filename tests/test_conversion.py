@@ -14,8 +14,9 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeModel
 from crate_mae_hf.conversion import (
-    OFFICIAL_KEYS,
-    UNUSED,
+    CRATE,
+    CRATE_MAE,
+    Layout,
     compare_lambda,
     convert_checkpoint,
     convert_key,
@@ -29,7 +30,7 @@ def make_official(config: CrateMaeConfig, dtype: torch.dtype = torch.float32) ->
     """A random state dict with the keys, shapes and position tables of the official code."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in CrateMaeForPreTraining(config).state_dict().items()}
-    state_dict = {convert_key(key, OFFICIAL_KEYS): torch.randn(shape) * 0.1 for key, shape in shapes.items()}
+    state_dict = {convert_key(key, CRATE_MAE.official_keys): torch.randn(shape) * 0.1 for key, shape in shapes.items()}
     width = config.hidden_size
     table = sincos_position_table(width, config.grid_size)
     state_dict |= {"decoder_pos_embed": table, "pos_embed": table.clone()}
@@ -61,12 +62,14 @@ def checkpoint(official, tmp_path):
 def test_every_way_a_checkpoint_is_stored(name, wrap, official, config, pixel_values, tmp_path):
     (save_file if name.endswith("safetensors") else torch.save)(wrap(official), tmp_path / name)
     report = convert_checkpoint(tmp_path / name, tmp_path / "out", num_attention_heads=4, ista_lambda=5)
-    assert {row.official_key for row in report if row.status == "dropped"} == set(UNUSED)
-    assert sum(row.tensors for row in report if row.status == "mapped") == len(official) - len(UNUSED)
+    assert {row.official_key for row in report if row.status == "dropped"} == set(CRATE_MAE.unused)
+    assert sum(row.tensors for row in report if row.status == "mapped") == len(official) - len(CRATE_MAE.unused)
     model, info = AutoModelForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     expected = CrateMaeForPreTraining(CrateMaeConfig(**{**config.to_dict(), "ista_lambda": 5}))
-    expected.load_state_dict({convert_key(k): v for k, v in official.items() if k not in UNUSED})
+    expected.load_state_dict(
+        {convert_key(k, CRATE_MAE.keys): v for k, v in official.items() if k not in CRATE_MAE.unused}
+    )
     noise = torch.rand(2, 16)
     assert torch.equal(model(pixel_values, noise=noise).logits, expected(pixel_values, noise=noise).logits)
 
@@ -110,7 +113,7 @@ def assert_official(back: dict[str, torch.Tensor], official: dict[str, torch.Ten
     for key, value in back.items():
         assert value.dtype == official[key].dtype
         assert value.shape == official[key].shape
-        assert key in UNUSED or torch.equal(value, official[key]), key
+        assert key in CRATE_MAE.unused or torch.equal(value, official[key]), key
     assert torch.equal(back["pos_embed"], official["decoder_pos_embed"])
     tokens = torch.randn(2, back["decoder_embed.bias"].shape[0], dtype=back["decoder_embed.bias"].dtype)
     assert torch.equal(

@@ -20,10 +20,15 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, Trainer, TrainingArguments
 
 import crate_mae_hf
-from crate_mae_hf import CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeImageProcessor, hub
-from crate_mae_hf.configuration_crate_mae import AUTO_MAP
+from crate_mae_hf import CrateConfig, CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeImageProcessor, hub
 
-CODE = {"configuration_crate_mae.py", "modeling_crate_mae.py", "image_processing_crate_mae.py"}
+CODE = {
+    "configuration_crate.py",
+    "configuration_crate_mae.py",
+    "modeling_crate.py",
+    "modeling_crate_mae.py",
+    "image_processing_crate_mae.py",
+}
 COMPLETE = CODE | {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
@@ -137,7 +142,7 @@ def test_folders_load_without_the_package(pretrained, classifier, run, tmp_path)
 
 def test_auto_map_is_complete_and_true(classifier):
     saved = json.loads((classifier / "config.json").read_text())["auto_map"]
-    assert saved == AUTO_MAP
+    assert saved == CrateMaeConfig.auto_classes
     for auto_class, reference in saved.items():
         name = reference.split(".")[1]
         assert getattr(crate_mae_hf, name)._auto_class == auto_class
@@ -148,16 +153,16 @@ def test_auto_map_is_complete_and_true(classifier):
 def test_a_derived_model_points_into_its_own_folder(pretrained, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(pretrained)
     # What Transformers makes of the map when it loads from the Hub.
-    model.config.auto_map = {name: f"somebody/pretrained--{reference}" for name, reference in AUTO_MAP.items()}
+    model.config.auto_map = {name: f"somebody/pretrained--{reference}" for name, reference in CrateMaeConfig.auto_classes.items()}
     model.save_pretrained(tmp_path / "derived")
-    assert json.loads((tmp_path / "derived" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert json.loads((tmp_path / "derived" / "config.json").read_text())["auto_map"] == CrateMaeConfig.auto_classes
 
 
 def test_a_subclass_of_the_user_keeps_its_entry(config, tmp_path):
     config.auto_map = {"AutoModelForPreTraining": "modeling_mine.Mine"}
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert saved == {**AUTO_MAP, "AutoModelForPreTraining": "modeling_mine.Mine"}
+    assert saved == {**CrateMaeConfig.auto_classes, "AutoModelForPreTraining": "modeling_mine.Mine"}
 
 
 def test_trainer_pushes_complete_repositories(run, api):

@@ -3,6 +3,8 @@
 Importing the package registers its classes with the Auto classes of Transformers.
 """
 
+from typing import Any
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -10,11 +12,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    PreTrainedModel,
 )
 from transformers.utils import is_torchvision_available
 
 from .configuration_crate import CrateConfig
-from .configuration_crate_mae import CrateMaeConfig
+from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
 from .modeling_crate_mae import (
@@ -26,7 +29,7 @@ from .modeling_crate_mae import (
     CrateMaePreTrainedModel,
 )
 
-for config_class, model_classes in {
+_MODELS: dict[type[CrateEncoderConfig], dict[Any, type[PreTrainedModel]]] = {
     CrateMaeConfig: {
         AutoModel: CrateMaeModel,
         AutoModelForPreTraining: CrateMaeForPreTraining,
@@ -38,7 +41,8 @@ for config_class, model_classes in {
         AutoModelForImageClassification: CrateForImageClassification,
         AutoBackbone: CrateBackbone,
     },
-}.items():
+}
+for config_class, model_classes in _MODELS.items():
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoImageProcessor.register(
         config_class,

@@ -255,7 +255,7 @@ def read_config(
             f"`decoder_pos_embed` and `patch_embed.proj.weight` must have one width, a multiple of 4, got "
             f"{position_table.shape[2]} and {hidden_size}."
         )
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_hidden_layers": count_layers(state_dict, "blocks"),
         "decoder_num_hidden_layers": count_layers(state_dict, "decoder_blocks"),
@@ -308,15 +308,18 @@ def read_crate_config(
         )
     if grid_side**2 != num_patches:
         raise ValueError(f"`pos_embedding` must be that of a square grid of patches, got {num_patches} patches.")
-    sizes = {"hidden_size": hidden_size, "num_hidden_layers": count_layers(state_dict, "transformer.layers")}
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": count_layers(state_dict, "transformer.layers"),
+    }
     default = check_size(size, CrateConfig, sizes)
+    sizes["num_labels"] = len(state_dict["mlp_head.1.weight"])
     has_projection = "transformer.layers.0.0.fn.to_out.0.weight" in state_dict
     return CrateConfig(
         num_attention_heads=infer_heads("num_attention_heads", num_attention_heads, default, has_projection),
         num_channels=num_channels,
         patch_size=patch_side,
         image_size=grid_side * patch_side,
-        num_labels=len(state_dict["mlp_head.1.weight"]),
         **sizes,
         **settings,
     )
@@ -452,7 +455,7 @@ def convert_checkpoint(
     if image_size is not None:
         cast(CrateForImageClassification, model).set_image_size(image_size)
     model.save_pretrained(output_dir)
-    CrateMaeImageProcessor.from_config(model.config).save_pretrained(output_dir)
+    CrateMaeImageProcessor.from_config(cast(CrateEncoderConfig, model.config)).save_pretrained(output_dir)
     return report
 
 
