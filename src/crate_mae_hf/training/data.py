@@ -1,6 +1,7 @@
 """Images for pre-training: from the Hub, from folders or streamed, with crops and masks that the seed decides alone."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,12 +198,56 @@ def drop_bad_images(dataset: datasets.Dataset, min_size: tuple[int, int], num_pr
     return kept
 
 
-class MaskingDataset(torch.utils.data.Dataset):
+class SeededDataset(torch.utils.data.Dataset, ABC):
     """Images with everything random about them a function of (seed, epoch, index).
 
+    What is drawn does not depend on the number of processes, data loader workers or gradient accumulation steps nor on
+    where a run was interrupted; it differs between images and epochs, and so between ranks.
+
+    Args:
+        records: Undecoded images under the key "image", by index.
+        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
+        min_size: Smallest usable (height, width), the size of a patch.
+        seed: Two runs with the same seed see the same draws.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        min_size: tuple[int, int],
+        seed: int,
+    ):
+        self.records = records
+        self.transform = transform
+        self.min_size = min_size
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # reaches workers that outlive an epoch
+
+    @abstractmethod
+    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the item of a transformed image; may draw from PyTorch's default generator."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew from here on."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        image = decode(record["image"], self.min_size, f"number {index}")
+        (item_seed,) = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(item_seed))
+            return self.build_item(self.transform(image), record)
+
+
+class MaskingDataset(SeededDataset):
+    """Images for pre-training; crop, flip and mask are a function of (seed, epoch, index).
+
     Each item is `pixel_values` `(num_channels, height, width)` and `noise` `(num_patches,)`, which decides the mask.
-    Crop, flip and mask do not depend on the number of processes, data loader workers or gradient accumulation steps
-    nor on where a run was interrupted; they differ between images and epochs, and so between ranks.
 
     Args:
         records: Undecoded images under the key "image", by index.
@@ -218,26 +263,11 @@ class MaskingDataset(torch.utils.data.Dataset):
         config: CrateMaeConfig,
         seed: int,
     ):
-        self.records = records
-        self.transform = transform
+        super().__init__(records, transform, to_pair(config.patch_size), seed)
         self.num_patches = config.grid_size[0] * config.grid_size[1]
-        self.min_size = to_pair(config.patch_size)
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # reaches workers that outlive an epoch
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw anew from here on."""
-        self.epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image = decode(self.records[index]["image"], self.min_size, f"number {index}")
-        (item_seed,) = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(item_seed))
-            return {"pixel_values": self.transform(image), "noise": torch.rand(self.num_patches)}
+    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}
 
 
 def stream_images(
