@@ -173,6 +173,8 @@ def main() -> None:
             token=training_args.hub_token,
             private=training_args.hub_private_repo,
         )
+    # Closes trackers and the process group; gloo may abort where a process exits with the group open.
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
