@@ -23,7 +23,7 @@ from crate_mae_hf.hub import create_model_card, push_folder
 from crate_mae_hf.training.arguments import clear_errors, find_checkpoint, parse_arguments
 from crate_mae_hf.training.augmentation import build_eval_transform, build_train_transform
 from crate_mae_hf.training.data import DataArguments, load_datasets
-from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
+from crate_mae_hf.training.trainer import SeededTrainer
 
 # What the model card says of a run.
 RECIPE = (
@@ -141,7 +141,7 @@ def main() -> None:
         batch_size = training_args.train_batch_size * training_args.gradient_accumulation_steps
         batch_size *= training_args.world_size
         training_args.learning_rate = training_args.base_learning_rate * batch_size / 256
-    trainer = MaskedAutoencoderTrainer(
+    trainer = SeededTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset if training_args.do_train else None,
@@ -173,6 +173,8 @@ def main() -> None:
             token=training_args.hub_token,
             private=training_args.hub_private_repo,
         )
+    # Closes trackers and the process group; gloo may abort where a process exits with the group open.
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

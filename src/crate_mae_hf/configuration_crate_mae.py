@@ -49,6 +49,8 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
             Dropout of the attention probabilities.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout of the embeddings and of MSSA's output.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last encoder layer's MSSA in training; it grows linearly from 0 in the first.
         pooling (`str`, *optional*, defaults to `"mean"` for CRATE-MAE and `"cls"` for CRATE):
             What an image is classified by: the `"mean"` of its patch tokens or the `"cls"` token.
         reshape_hidden_states (`bool`, *optional*, defaults to `True`):
@@ -81,6 +83,7 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float | int = 1e-5
     attention_probs_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
     pooling: str = "mean"
     reshape_hidden_states: bool = True
     _out_features: list[str] | None = None
@@ -152,7 +155,7 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"`image_size` must be divisible by `patch_size`, got an image {side} of {length} "
                     f"and a patch {side} of {patch}."
                 )
-        for name in ("attention_probs_dropout_prob", "hidden_dropout_prob"):
+        for name in ("attention_probs_dropout_prob", "hidden_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
         for name in ("ista_step_size", "layer_norm_eps"):

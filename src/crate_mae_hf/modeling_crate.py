@@ -25,6 +25,7 @@ from .modeling_crate_mae import (
     CrateMaeISTA,
     CrateMaeLayer,
     CrateMaePatchGrid,
+    drop_path_schedule,
     interpolate_position_table,
 )
 
@@ -121,7 +122,7 @@ class CrateModel(CratePreTrainedModel):
     def __init__(self, config: CrateConfig):
         super().__init__(config)
         self.embeddings = CrateEmbeddings(config)
-        self.layers = nn.ModuleList([CrateMaeLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([CrateMaeLayer(config, rate) for rate in drop_path_schedule(config)])
         self.post_init()
 
     @merge_with_config_defaults
