@@ -16,16 +16,37 @@ is loaded, and fine-tuned without masks.
 
 from dataclasses import dataclass, field
 
+from torch.utils.data import default_collate
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
     PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
 )
+from transformers.utils import logging
 
+from crate_mae_hf import CrateMaeImageProcessor
+from crate_mae_hf.configuration_crate_mae import to_pair
+from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
 from crate_mae_hf.training.arguments import (
     ScriptTrainingArguments,
+    clear_errors,
+    find_checkpoint,
+    parse_arguments,
     parse_overrides,
 )
+from crate_mae_hf.training.augmentation import (
+    ClassificationAugmentationArguments,
+    MixingCollator,
+    build_eval_transform,
+    build_train_transform,
+)
+from crate_mae_hf.training.classification_data import LabelledDataArguments, LabelledDataset, load_labelled_datasets
+from crate_mae_hf.training.classification_trainer import ClassificationTrainer, freeze_encoder
+from crate_mae_hf.training.publishing import push_run
 
 
 @dataclass
@@ -109,7 +130,7 @@ def build_model(args: ModelArguments, config: PreTrainedConfig) -> PreTrainedMod
             raise
         raise ValueError(
             f"`model_name_or_path`: weights of {args.model_name_or_path} have other shapes than the model with "
-            f"{config.num_labels} classes and the changes asked for; `--ignore_mismatched_sizes` starts those anew. {error}"
+            f"{config.num_labels} classes and the changes asked for; `--ignore_mismatched_sizes` starts those anew."
         ) from error
 
 
