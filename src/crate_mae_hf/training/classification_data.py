@@ -1,13 +1,16 @@
 """Labelled images: from the Hub or from folders, with classes numbered from 0."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import PIL.Image
+import torch
 
-from .data import IMAGE_SUFFIXES, ImageArguments, drop_bad_images, find_image_column, load_splits
+from .data import IMAGE_SUFFIXES, ImageArguments, SeededDataset, drop_bad_images, find_image_column, load_splits
 
 # Types of a column that can hold classes; a column without any value gets an error of its own.
 CLASS_TYPES = ("int", "uint", "bool", "string", "large_string", "null")
@@ -189,3 +192,34 @@ def load_labelled_datasets(
     if args.skip_bad_images:
         train, test = (drop_bad_images(part, min_size, args.preprocessing_num_workers) for part in (train, test))
     return train, test, names
+
+
+class LabelledDataset(SeededDataset):
+    """Images for classification; their augmentation is a function of (seed, epoch, index).
+
+    Each item is `pixel_values` `(num_channels, height, width)` and `labels`, the number of the class.
+
+    Args:
+        records: Undecoded images under the key "image", with a "label", by index.
+        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
+        min_size: Smallest usable (height, width), the size of a patch.
+        seed: Two runs with the same seed see the same augmentation.
+        with_mixing_seed: Whether each item has a `mixing_seed` for [`MixingCollator`].
+    """
+
+    def __init__(
+        self,
+        records: Any,
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        min_size: tuple[int, int],
+        seed: int,
+        with_mixing_seed: bool = False,
+    ):
+        super().__init__(records, transform, min_size, seed)
+        self.with_mixing_seed = with_mixing_seed
+
+    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
+        item = {"pixel_values": pixel_values, "labels": record["label"]}
+        if self.with_mixing_seed:
+            item["mixing_seed"] = torch.randint(2**62, ())
+        return item

@@ -2,7 +2,8 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,14 @@ def drop_bad_images(dataset: datasets.Dataset, min_size: tuple[int, int], num_pr
     return kept
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let PyTorch's default generator draw from a seed, and go on as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class SeededDataset(torch.utils.data.Dataset, ABC):
     """Images with everything random about them a function of (seed, epoch, index).
 
@@ -239,8 +248,7 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
         record = self.records[index]
         image = decode(record["image"], self.min_size, f"number {index}")
         (item_seed,) = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(item_seed))
+        with seeded(int(item_seed)):
             return self.build_item(self.transform(image), record)
 
 
