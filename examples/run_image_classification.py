@@ -145,7 +145,7 @@ def main() -> None:
 
     # The images, of which the first process prepares what the others read; then the model for their classes.
     config = build_config(model_args)
-    min_size = to_pair(config.patch_size)
+    min_size = to_pair(getattr(config, "patch_size", 1))
     with training_args.main_process_first(desc="loading the images"):
         train_images, test_images, label_names = load_labelled_datasets(data_args, min_size, training_args.seed)
     config.id2label = dict(enumerate(label_names))
@@ -158,6 +158,8 @@ def main() -> None:
         processor = AutoImageProcessor.from_pretrained(
             processor_source, token=model_args.token, trust_remote_code=model_args.trust_remote_code
         )
+    elif not hasattr(config, "image_size"):
+        raise ValueError(f"`image_processor_name` is needed: a new {config.model_type} has no image size of its own.")
     else:
         processor = CrateMaeImageProcessor.from_config(
             config, augmentation_args.image_mean, augmentation_args.image_std
