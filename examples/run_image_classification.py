@@ -15,6 +15,7 @@ is loaded, and fine-tuned without masks.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.utils.data import default_collate
 from transformers import (
@@ -88,7 +89,7 @@ class FineTuningArguments(ScriptTrainingArguments):
     freeze_encoder: bool = field(default=False, metadata={"help": "Train the head alone."})
 
 
-def build_config(args: ModelArguments) -> PreTrainedConfig:
+def build_config(args: ModelArguments) -> Any:
     """Return the model's configuration: a checkpoint's, a given one or a new one, with the changes asked for."""
     source = args.config_name or args.model_name_or_path
     hub = {"revision": args.model_revision, "token": args.token, "trust_remote_code": args.trust_remote_code}
