@@ -15,6 +15,7 @@ is loaded, and fine-tuned without masks.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.utils.data import default_collate
 from transformers import (
@@ -88,7 +89,7 @@ class FineTuningArguments(ScriptTrainingArguments):
     freeze_encoder: bool = field(default=False, metadata={"help": "Train the head alone."})
 
 
-def build_config(args: ModelArguments) -> PreTrainedConfig:
+def build_config(args: ModelArguments) -> Any:
     """Return the model's configuration: a checkpoint's, a given one or a new one, with the changes asked for."""
     source = args.config_name or args.model_name_or_path
     hub = {"revision": args.model_revision, "token": args.token, "trust_remote_code": args.trust_remote_code}
@@ -145,7 +146,7 @@ def main() -> None:
 
     # The images, of which the first process prepares what the others read; then the model for their classes.
     config = build_config(model_args)
-    min_size = to_pair(config.patch_size)
+    min_size = to_pair(getattr(config, "patch_size", 1))
     with training_args.main_process_first(desc="loading the images"):
         train_images, test_images, label_names = load_labelled_datasets(data_args, min_size, training_args.seed)
     config.id2label = dict(enumerate(label_names))
@@ -158,6 +159,8 @@ def main() -> None:
         processor = AutoImageProcessor.from_pretrained(
             processor_source, token=model_args.token, trust_remote_code=model_args.trust_remote_code
         )
+    elif not hasattr(config, "image_size"):
+        raise ValueError(f"`image_processor_name` is needed: a new {config.model_type} has no image size of its own.")
     else:
         processor = CrateMaeImageProcessor.from_config(
             config, augmentation_args.image_mean, augmentation_args.image_std

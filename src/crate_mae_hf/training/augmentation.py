@@ -8,7 +8,6 @@ import PIL.Image
 import torch
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor
 
 from ..image_processing_crate_mae import to_tensor
 from .data import seeded
@@ -37,7 +36,7 @@ class ClassificationAugmentationArguments(AugmentationArguments):
     )
 
 
-def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
+def output_size(processor: Any) -> tuple[int, int]:
     """Return the (height, width) of the images that a processor makes.
 
     Raises:
@@ -50,7 +49,7 @@ def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
 
 
 def build_train_transform(
-    processor: BaseImageProcessor,
+    processor: Any,
     min_crop_scale: float = 0.2,
     horizontal_flip: bool = True,
     *,
@@ -106,9 +105,7 @@ def build_train_transform(
     return v2.Compose(steps)
 
 
-def build_eval_transform(
-    processor: BaseImageProcessor, num_channels: int | None = None
-) -> Callable[[PIL.Image.Image], torch.Tensor]:
+def build_eval_transform(processor: Any, num_channels: int | None = None) -> Callable[[PIL.Image.Image], torch.Tensor]:
     """Return what the image processor does to one picture of any mode.
 
     Args:

@@ -1,15 +1,16 @@
 """The Trainer for image classification."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from .layer_decay import apply_layer_decay, decays_weight
 from .trainer import SeededTrainer
 
 
-def freeze_encoder(model: nn.Module) -> None:
+def freeze_encoder(model: PreTrainedModel) -> None:
     """Take the gradient from everything but the head.
 
     Raises:
@@ -53,7 +54,7 @@ class ClassificationTrainer(SeededTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.layer_decay < 1:
-            apply_layer_decay(optimizer, self.model if model is None else model, self.layer_decay)
+            apply_layer_decay(optimizer, cast(nn.Module, self.model if model is None else model), self.layer_decay)
         return optimizer
 
     def compute_loss(
@@ -63,7 +64,7 @@ class ClassificationTrainer(SeededTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        encoder = self.model.base_model
+        encoder = cast(PreTrainedModel, self.model).base_model
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
             encoder.eval()  # a frozen encoder; Trainer puts the whole model into training mode before each step
         labels = inputs["labels"]

@@ -31,7 +31,7 @@ def push_run(trainer: Trainer, data_args: ImageArguments, settings: Sequence[str
         data_args: Name the images for the card.
         settings: Training arguments that the card states beside `RECIPE`.
     """
-    args = trainer.args
+    args, folder = trainer.args, Path(str(trainer.args.output_dir))
     if not type(trainer.model).__module__.startswith("crate_mae_hf."):
         trainer.push_to_hub(dataset=data_args.dataset_name)
         return
@@ -39,10 +39,10 @@ def push_run(trainer: Trainer, data_args: ImageArguments, settings: Sequence[str
         return
     source = Path(str(data_args.dataset_name or data_args.train_dir))
     create_model_card(
-        args.output_dir,
+        folder,
         model_id=trainer.hub_model_id,
         dataset=None if source.exists() else data_args.dataset_name,
         data=f"Images of the folder {source.name}." if source.exists() else None,
         recipe={name: getattr(args, name) for name in (*RECIPE, *settings)},
-    ).save(Path(args.output_dir) / "README.md")
-    push_folder(args.output_dir, str(trainer.hub_model_id), token=args.hub_token, private=args.hub_private_repo)
+    ).save(folder / "README.md")
+    push_folder(folder, str(trainer.hub_model_id), token=args.hub_token, private=args.hub_private_repo)
