@@ -1,0 +1,269 @@
+"""The ISTA step in one product over the tokens against the step as the paper writes it."""
+
+import copy
+import gc
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from crate_mae_hf import CrateMaeForPreTraining, CrateMaeModel
+from crate_mae_hf.modeling_crate_mae import CrateMaeISTA, FoldDictionary, _folded_dictionaries
+
+# Largest error beside the largest value, by precision: a few roundings of products over up to 48 values.
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def literal_step(tokens: torch.Tensor, dictionary: torch.Tensor, step_size: float, threshold: float) -> torch.Tensor:
+    """ReLU(Z + eta (Z D - Z Dᵀ D) - eta lambda), product by product."""
+    gradient = tokens @ dictionary.T @ dictionary - tokens @ dictionary
+    return torch.relu(tokens - step_size * gradient - threshold)
+
+
+def make_ista(width: int, step_size: float = 0.1, dtype: torch.dtype = torch.float32) -> CrateMaeISTA:
+    ista = CrateMaeISTA(width, step_size, sparsity=0.5).to(dtype)
+    nn.init.kaiming_uniform_(ista.dictionary)
+    return ista
+
+
+def value_and_gradients(function, tokens: torch.Tensor, dictionary: torch.Tensor) -> list[torch.Tensor]:
+    """The step away from its kink, and the gradients of its sum of squares."""
+    output = function(tokens)
+    gradients = torch.autograd.grad(output.square().sum(), (tokens, dictionary))
+    return [output.detach(), *gradients]
+
+
+def assert_close(actual: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> None:
+    for value, exact in zip(actual, expected, strict=True):
+        error = (value.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-3)
+        assert error <= TOLERANCES[dtype], error
+
+
+shapes = st.one_of(
+    st.tuples(st.integers(1, 5), st.integers(1, 60)), st.integers(1, 60).map(lambda n: (n,)), st.just((2, 3, 20))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=shapes,
+    width=st.sampled_from([1, 4, 12, 33, 48]),
+    dtype=st.sampled_from(list(TOLERANCES)),
+    autocast=st.booleans(),
+    step_size=st.sampled_from([0.01, 0.1, 0.7]),
+    seed=st.integers(0, 2**16),
+)
+def test_fast_and_literal_step_agree_in_value_and_gradient(shape, width, dtype, autocast, step_size, seed):
+    torch.manual_seed(seed)
+    autocast = autocast and dtype == torch.float32
+    ista = make_ista(width, step_size, dtype)
+    tokens = torch.randn(*shape, width).to(dtype).requires_grad_()
+    exact_tokens = tokens.detach().double().requires_grad_()
+    exact_dictionary = ista.dictionary.detach().double().requires_grad_()
+    expected = literal_step(exact_tokens, exact_dictionary, step_size, ista.threshold)
+    # Rounding moves values across ReLU's kink: weigh by the exact distance, which vanishes there.
+    weight = expected.detach()
+
+    def loss_and_gradients(output, *inputs):
+        return [output.detach(), *torch.autograd.grad((output * weight.to(output.dtype)).sum(), inputs)]
+
+    expected_values = loss_and_gradients(expected, exact_tokens, exact_dictionary)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        output = ista(tokens)
+    assert output.dtype == dtype
+    assert_close(
+        loss_and_gradients(output, tokens, ista.dictionary), expected_values, torch.bfloat16 if autocast else dtype
+    )
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        kept = ista.eval()(tokens)
+    assert_close([kept], expected_values[:1], torch.bfloat16 if autocast else dtype)
+
+
+def count_products(function) -> int:
+    """Matrix products over the call."""
+    with torch.profiler.profile() as profile:
+        function()
+    return sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::addmm", "aten::bmm"))
+
+
+def test_number_of_products():
+    ista = make_ista(12)
+    many, few = torch.randn(2, 9, 12, requires_grad=True), torch.randn(8, 12, requires_grad=True)
+
+    def step(tokens):
+        ista(tokens).sum().backward()
+
+    assert count_products(lambda: step(many)) == 5  # M and its gradient, and three over the tokens
+    assert count_products(lambda: step(few)) == 6
+    ista.eval()
+    with torch.no_grad():
+        assert count_products(lambda: ista(few)) == 2
+        assert count_products(lambda: ista(few)) == 1
+
+
+def test_gradients_of_any_order():
+    dictionary = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(FoldDictionary.apply, (dictionary, 0.1), fast_mode=False)
+    assert torch.autograd.gradgradcheck(FoldDictionary.apply, (dictionary, 0.1))
+
+
+def test_function_transforms():
+    ista = make_ista(6)
+    tokens, dictionaries = torch.randn(7, 6), torch.randn(3, 6, 6)
+
+    def loss(dictionary, tokens):
+        return torch.func.functional_call(ista, {"dictionary": dictionary}, (tokens,)).square().sum()
+
+    actual = torch.func.vmap(torch.func.grad(loss), (0, None))(dictionaries, tokens)
+    expected = torch.stack([torch.func.grad(loss)(dictionary, tokens) for dictionary in dictionaries])
+    torch.testing.assert_close(actual, expected)
+    ista.eval()
+    with torch.no_grad():
+        stacked = torch.func.vmap(loss, (0, None))(dictionaries, tokens)
+    torch.testing.assert_close(stacked, torch.stack([loss(dictionary, tokens) for dictionary in dictionaries]))
+
+
+@pytest.mark.parametrize("num_tokens", [4, 40])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_step(num_tokens, dynamic):
+    torch.compiler.reset()
+    ista = make_ista(12)
+    tokens = torch.randn(2, num_tokens, 12, requires_grad=True)
+    compiled = torch.compile(ista, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for batch in (tokens, torch.cat([tokens, tokens]).detach().requires_grad_()):
+        expected = value_and_gradients(ista, batch, ista.dictionary)
+        torch.testing.assert_close(value_and_gradients(compiled, batch, ista.dictionary), expected)
+
+
+def test_export_is_for_any_batch_size():
+    ista = make_ista(12).eval()
+    program = torch.export.export(ista, (torch.randn(2, 5, 12),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for batch_size in (1, 3, 50):
+        tokens = torch.randn(batch_size, 5, 12)
+        torch.testing.assert_close(program.module()(tokens), ista(tokens))
+
+
+# --- what is kept in inference
+
+
+@pytest.fixture
+def ista() -> CrateMaeISTA:
+    return make_ista(8).eval()
+
+
+TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def assert_follows_its_weights(ista: CrateMaeISTA) -> None:
+    dictionary = ista.dictionary.detach()
+    with torch.no_grad():
+        expected = literal_step(TOKENS.to(dictionary.dtype), dictionary, ista.step_size, ista.threshold)
+        tolerance = 1e-5 if dictionary.dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(ista(TOKENS.to(dictionary.dtype)), expected, atol=tolerance, rtol=tolerance)
+
+
+def set_data(ista):
+    ista.dictionary.data = torch.randn(8, 8)
+
+
+def write_through_data(ista):
+    ista.dictionary.data.mul_(0.5)
+
+
+def write_through_numpy(ista):
+    ista.dictionary.detach().numpy()[0, 3] += 1
+
+
+def step_of_an_optimizer(ista):
+    ista.train()(TOKENS).sum().backward()
+    torch.optim.AdamW(ista.parameters(), lr=0.1).step()
+    ista.eval()
+
+
+def load(ista, assign=False):
+    ista.load_state_dict({"dictionary": torch.randn(8, 8)}, assign=assign)
+
+
+def change_step_size(ista):
+    ista.step_size = 0.3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_data,
+        write_through_data,
+        write_through_numpy,
+        step_of_an_optimizer,
+        load,
+        lambda ista: load(ista, assign=True),
+        change_step_size,
+        CrateMaeISTA.bfloat16,
+        lambda ista: ista.half().float(),
+        lambda ista: torch.nn.utils.parametrizations.orthogonal(ista, "dictionary"),
+    ],
+)
+def test_new_weights_are_seen(ista, change):
+    assert_follows_its_weights(ista)
+    change(ista)
+    assert_follows_its_weights(ista)
+
+
+def test_autocast_does_not_spoil_what_is_kept(ista):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ista(TOKENS)
+    assert_follows_its_weights(ista)
+
+
+def test_inference_mode_does_not_leak_into_training(ista):
+    with torch.inference_mode():
+        ista(TOKENS)
+    expected = torch.autograd.grad(
+        literal_step(TOKENS, ista.dictionary, ista.step_size, ista.threshold).sum(), ista.dictionary
+    )
+    for mode in (True, False):
+        gradient = torch.autograd.grad(ista.train(mode)(TOKENS).sum(), ista.dictionary)
+        torch.testing.assert_close(gradient, expected)
+    assert_follows_its_weights(ista)  # a tensor of inference mode, used outside it
+
+
+def test_nothing_is_kept_in_training(ista):
+    ista.train()(TOKENS).sum().backward()
+    with torch.no_grad():
+        ista(TOKENS)
+    assert ista.dictionary not in _folded_dictionaries
+
+
+def test_nothing_travels_and_nothing_stays_behind(config, pixel_values, tmp_path):
+    model = CrateMaeForPreTraining(config).eval()
+
+    def size(model) -> int:
+        torch.save(model, buffer := io.BytesIO())
+        return len(buffer.getvalue())
+
+    before, names, kept = size(model), model.state_dict().keys(), len(_folded_dictionaries)
+    with torch.no_grad():
+        model(pixel_values)
+    assert len(_folded_dictionaries) == kept + config.num_hidden_layers
+    assert size(model) == before
+    assert model.state_dict().keys() == names
+    model.save_pretrained(tmp_path)
+    double = copy.deepcopy(model)
+    assert all(layer.ista.dictionary not in _folded_dictionaries for layer in double.crate_mae.layers)
+    del model
+    gc.collect()
+    assert len(_folded_dictionaries) == kept
+
+
+def test_moving_averages_written_through_data(config, pixel_values):
+    """An exponential moving average of the weights, evaluated after every update."""
+    model, average = CrateMaeModel(config).eval(), CrateMaeModel(config).eval()
+    for _ in range(2):
+        for parameter, source in zip(average.parameters(), model.parameters(), strict=True):
+            parameter.data.lerp_(source.data, 0.5)
+        with torch.no_grad():
+            kept = average(pixel_values).last_hidden_state
+        torch.testing.assert_close(kept, average(pixel_values).last_hidden_state, atol=1e-5, rtol=1e-5)
