@@ -12,30 +12,22 @@ Arguments come as flags, or as a JSON or YAML file followed by flags that win ov
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import yaml
-from transformers import AutoConfig, AutoImageProcessor, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoImageProcessor, set_seed
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining, CrateMaeImageProcessor
-from crate_mae_hf.hub import create_model_card, push_folder
-from crate_mae_hf.training.arguments import clear_errors, find_checkpoint, parse_arguments
-from crate_mae_hf.training.augmentation import build_eval_transform, build_train_transform
-from crate_mae_hf.training.data import DataArguments, load_datasets
-from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
-
-# What the model card says of a run.
-RECIPE = (
-    "optim",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "seed",
+from crate_mae_hf.training.arguments import (
+    ScriptTrainingArguments,
+    clear_errors,
+    find_checkpoint,
+    parse_arguments,
+    parse_overrides,
 )
+from crate_mae_hf.training.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
+from crate_mae_hf.training.data import DataArguments, load_datasets
+from crate_mae_hf.training.publishing import push_run
+from crate_mae_hf.training.trainer import SeededTrainer
 
 
 @dataclass
@@ -58,36 +50,17 @@ class ModelArguments:
 
 
 @dataclass
-class AugmentationArguments:
-    """How images become training examples."""
-
-    min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest share of an image's area in a random crop."})
-    horizontal_flip: bool = field(default=True, metadata={"help": "Flip every second image."})
-    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel in [0, 1]."})
-    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
-
-
-@dataclass
-class MaeTrainingArguments(TrainingArguments):
-    """Transformers' training arguments, with the learning rate by the batch / 256 rule."""
+class MaeTrainingArguments(ScriptTrainingArguments):
+    """Training arguments that fit a model of which every parameter gets a gradient."""
 
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every parameter of CRATE-MAE gets a gradient."}
-    )
-    base_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of a batch of 256; wins over `learning_rate`."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Allow an output folder with contents; files of the same name are replaced."}
     )
 
 
 def build_config(args: ModelArguments) -> CrateMaeConfig:
     """Return the model's configuration: a checkpoint's, a given one or a size's, with the changes asked for."""
-    # "a=1,b=[2,3]" is the inside of a YAML mapping but for the equals signs.
-    changes = yaml.safe_load("{" + (args.config_overrides or "").replace("=", ": ") + "}")
-    if unknown := sorted(changes.keys() - CrateMaeConfig.__dataclass_fields__.keys()):
-        raise ValueError(f"`config_overrides` sets {', '.join(unknown)}, which the configuration does not have.")
+    changes = parse_overrides(args.config_overrides, CrateMaeConfig)
     for name in ("mask_ratio", "norm_pix_loss"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
@@ -137,11 +110,8 @@ def main() -> None:
         )
 
     # Training. The learning rate grows with the batch.
-    if training_args.base_learning_rate is not None:
-        batch_size = training_args.train_batch_size * training_args.gradient_accumulation_steps
-        batch_size *= training_args.world_size
-        training_args.learning_rate = training_args.base_learning_rate * batch_size / 256
-    trainer = MaskedAutoencoderTrainer(
+    training_args.scale_learning_rate()
+    trainer = SeededTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset if training_args.do_train else None,
@@ -158,21 +128,8 @@ def main() -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    if training_args.push_to_hub and trainer.is_world_process_zero():
-        source = Path(data_args.dataset_name or data_args.train_dir)
-        create_model_card(
-            training_args.output_dir,
-            model_id=trainer.hub_model_id,
-            dataset=None if source.exists() else data_args.dataset_name,
-            data=f"Images of the folder {source.name}." if source.exists() else None,
-            recipe={name: getattr(training_args, name) for name in RECIPE},
-        ).save(Path(training_args.output_dir) / "README.md")
-        push_folder(
-            training_args.output_dir,
-            str(trainer.hub_model_id),
-            token=training_args.hub_token,
-            private=training_args.hub_private_repo,
-        )
+    if training_args.push_to_hub:
+        push_run(trainer, data_args)
     # Closes trackers and the process group; gloo may abort where a process exits with the group open.
     trainer.accelerator.end_training()
 

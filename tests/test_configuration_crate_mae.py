@@ -24,6 +24,7 @@ from crate_mae_hf import CrateMaeConfig
         ({"ista_lambda": float("nan")}, "`ista_lambda`"),
         ({"layer_norm_eps": 0.0}, "`layer_norm_eps`"),
         ({"hidden_dropout_prob": 1.0}, "`hidden_dropout_prob`"),
+        ({"drop_path_rate": 1.0}, r"`drop_path_rate` must lie in \[0, 1\), got 1.0"),
         ({"pooling": "max"}, '`pooling` must be "mean" or "cls", got \'max\''),
         ({"out_features": ["stage13"]}, "out_features"),
     ],

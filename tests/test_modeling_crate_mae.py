@@ -9,7 +9,13 @@ from crate_mae_hf import (
     CrateMaeForPreTraining,
     CrateMaeModel,
 )
-from crate_mae_hf.modeling_crate_mae import CrateMaeISTA, CrateMaeSubspaceAttention, sincos_position_table
+from crate_mae_hf.modeling_crate_mae import (
+    CrateMaeDropPath,
+    CrateMaeISTA,
+    CrateMaeLayer,
+    CrateMaeSubspaceAttention,
+    sincos_position_table,
+)
 
 CLASSES = [CrateMaeModel, CrateMaeForPreTraining, CrateMaeForImageClassification, CrateMaeBackbone]
 
@@ -496,3 +502,39 @@ def test_parts_may_lie_on_disk(config, pixel_values, tmp_path, part):
     with torch.no_grad():
         expected, actual = model(pixel_values, noise=noise), loaded(pixel_values, noise=noise)
     assert torch.equal(actual.logits, expected.logits)
+
+
+# --- stochastic depth
+
+
+def test_drop_path_leaves_out_whole_branches_and_keeps_the_mean():
+    branch = torch.ones(4000, 2, 3)
+    drop_path = CrateMaeDropPath(0.25)
+    dropped = drop_path(branch)
+    assert torch.equal(dropped, dropped[:, :1, :1].expand_as(branch))  # all of an image or nothing
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop_path.eval()(branch), branch)
+
+
+def test_drop_path_grows_with_depth_and_rests_in_evaluation(config, pixel_values):
+    plain = CrateMaeForImageClassification(config).eval()
+    config.drop_path_rate = 0.4
+    model = CrateMaeForImageClassification(config)
+    model.load_state_dict(plain.state_dict())
+    assert [layer.drop_path.drop_prob for layer in model.crate_mae.layers] == pytest.approx([0.0, 0.2, 0.4])
+    assert torch.equal(model.eval()(pixel_values).logits, plain(pixel_values).logits)
+    model.train()
+    torch.manual_seed(0)
+    assert len({tuple(model(pixel_values).logits[0].tolist()) for _ in range(20)}) > 1
+    config.num_hidden_layers = 1
+    assert CrateMaeForImageClassification(config).crate_mae.layers[0].drop_path.drop_prob == 0
+
+
+def test_without_its_branch_a_layer_is_the_sparse_step_alone(config):
+    layer = CrateMaeLayer(config, drop_path_rate=0.999999)
+    with torch.no_grad():
+        torch.nn.init.kaiming_uniform_(layer.ista.dictionary)
+        hidden_states = torch.randn(2, 5, config.hidden_size)
+        expected = layer.ista(layer.layernorm_after(hidden_states))
+        torch.testing.assert_close(layer(hidden_states), expected)

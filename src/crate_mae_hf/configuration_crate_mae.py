@@ -62,6 +62,8 @@ class CrateMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             Dropout of the attention probabilities.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout of the embeddings and of MSSA's output.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last encoder layer's MSSA in training; it grows linearly from 0 in the first.
         decoder_hidden_size (`int`, *optional*):
             Width of the decoder. CRATE-MAE's decoder has the encoder's width, so only `hidden_size` is accepted.
         decoder_num_hidden_layers (`int`, *optional*):
@@ -122,6 +124,7 @@ class CrateMaeConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float | int = 0.02
     attention_probs_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int | None = None
     decoder_num_attention_heads: int | None = None
@@ -225,7 +228,7 @@ class CrateMaeConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must lie in [0, 1), got {self.mask_ratio}.")
-        for name in ("attention_probs_dropout_prob", "hidden_dropout_prob"):
+        for name in ("attention_probs_dropout_prob", "hidden_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
         for name in ("ista_step_size", "layer_norm_eps", "final_layer_norm_eps"):

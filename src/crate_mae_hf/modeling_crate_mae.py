@@ -325,23 +325,62 @@ class CrateMaeISTA(nn.Module):
         return f"step_size={self.step_size}, threshold={self.threshold}"
 
 
+class CrateMaeDropPath(nn.Module):
+    r"""Stochastic depth: in training, leave out the whole branch for some images.
+
+        x' = x b / (1 - p),   b = 0 with probability p, else 1, drawn for each image
+
+    "Deep Networks with Stochastic Depth", Huang et al., ECCV 2016.
+
+    Args:
+        drop_prob: Probability p.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map `(batch_size, N, d)` to the same shape."""
+        if not self.training or self.drop_prob == 0:
+            return hidden_states
+        kept = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= self.drop_prob
+        return hidden_states * kept / (1 - self.drop_prob)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}"
+
+
+def drop_path_schedule(config: CrateMaeConfig) -> list[float]:
+    """Return the stochastic depth of each encoder layer: from 0 linearly to `config.drop_path_rate`, as in timm."""
+    last = max(config.num_hidden_layers - 1, 1)
+    return [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
+
+
 class CrateMaeLayer(GradientCheckpointingLayer):
     """Encoder layer f: compress, then sparsify.
 
     z_half = z + MSSA(LN(z)),   z' = ISTA(LN(z_half))
+
+    Stochastic depth leaves out the compression alone: ISTA has no skip connection, without it nothing would be left.
+
+    Args:
+        config: Of the model.
+        drop_path_rate: Probability to leave out MSSA for an image in training.
     """
 
-    def __init__(self, config: CrateMaeConfig):
+    def __init__(self, config: CrateMaeConfig, drop_path_rate: float = 0.0):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mssa = CrateMaeSubspaceAttention(config, config.num_attention_heads)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = CrateMaeDropPath(drop_path_rate)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.ista = CrateMaeISTA(config.hidden_size, config.ista_step_size, config.ista_lambda)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         compressed, _ = self.mssa(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(compressed)
+        hidden_states = hidden_states + self.drop_path(self.dropout(compressed))
         return self.ista(self.layernorm_after(hidden_states))
 
 
@@ -430,7 +469,7 @@ class CrateMaeModel(CrateMaePreTrainedModel):
     def __init__(self, config: CrateMaeConfig):
         super().__init__(config)
         self.embeddings = CrateMaeEmbeddings(config)
-        self.layers = nn.ModuleList([CrateMaeLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([CrateMaeLayer(config, rate) for rate in drop_path_schedule(config)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.post_init()
 

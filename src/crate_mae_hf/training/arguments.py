@@ -4,16 +4,35 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ScriptTrainingArguments(TrainingArguments):
+    """Transformers' training arguments, with the learning rate by the batch / 256 rule."""
+
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of a batch of 256; wins over `learning_rate`."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Allow an output folder with contents; files of the same name are replaced."}
+    )
+
+    def scale_learning_rate(self) -> None:
+        """Set `learning_rate` by `base_learning_rate`, where there is one, and the batch of all processes."""
+        if self.base_learning_rate is not None:
+            batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.base_learning_rate * batch_size / 256
 
 
 def parse_arguments(dataclass_types: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -42,6 +61,22 @@ def parse_arguments(dataclass_types: Sequence[Any], argv: Sequence[str] | None =
             raise ValueError(f"The recipe {recipe} sets {', '.join(unknown)}, which this script does not know.")
         parser.set_defaults(**settings)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def parse_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """Read changes to a configuration, "image_size=32,patch_size=[4,8]".
+
+    Raises:
+        ValueError: If the text is no list of changes, or sets what the configuration does not have.
+    """
+    try:
+        # "a=1,b=[2,3]" is the inside of a YAML mapping but for the equals signs.
+        changes = yaml.safe_load("{" + (text or "").replace("=", ": ") + "}")
+    except yaml.YAMLError as error:
+        raise ValueError(f'`config_overrides` must be like "image_size=32,patch_size=4", got {text!r}.') from error
+    if unknown := sorted(changes.keys() - config_class.__dataclass_fields__.keys()):
+        raise ValueError(f"`config_overrides` sets {', '.join(unknown)}, which the configuration does not have.")
+    return changes
 
 
 def find_checkpoint(args: TrainingArguments, overwrite: bool) -> str | None:

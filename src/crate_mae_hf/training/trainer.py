@@ -1,4 +1,4 @@
-"""The Trainer for masked autoencoders."""
+"""The Trainer of the example scripts."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .data import MaskingDataset
+from .data import SeededDataset
 
 
 class NonFiniteLossError(ValueError):
@@ -15,10 +15,10 @@ class NonFiniteLossError(ValueError):
 
 
 class SeedCallback(TrainerCallback):
-    """Masks that differ between epochs and between ranks.
+    """Masks and augmentation that differ between epochs and between ranks.
 
-    Transformers seeds all ranks alike, so that masks drawn in the model would be the same on each. Here every rank gets
-    a seed of its own, and a [`MaskingDataset`] is told the epoch.
+    Transformers seeds all ranks alike, so that what the model draws would be the same on each. Here every rank gets
+    a seed of its own, and a [`SeededDataset`] is told the epoch.
     """
 
     def __init__(self, train_dataset: Any):
@@ -32,12 +32,12 @@ class SeedCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if isinstance(self.train_dataset, MaskingDataset):
+        if isinstance(self.train_dataset, SeededDataset):
             self.train_dataset.set_epoch(int(round(state.epoch or 0, 6)))
 
 
-class MaskedAutoencoderTrainer(Trainer):
-    """Transformers' Trainer, with new masks in every epoch and rank, and a stop at the first non-finite loss."""
+class SeededTrainer(Trainer):
+    """Transformers' Trainer, with new draws in every epoch and rank, and a stop at the first non-finite loss."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
