@@ -26,7 +26,7 @@ METADATA_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
 
 
 @dataclass
-class DataArguments:
+class ImageArguments:
     """Which images to train on and to evaluate with."""
 
     dataset_name: str | None = field(
@@ -48,10 +48,6 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the training images while training; needs `max_steps`."}
-    )
-    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Images to shuffle among when streaming."})
     skip_bad_images: bool = field(
         default=False, metadata={"help": "Leave out images that cannot be read, and say how many, instead of stopping."}
     )
@@ -59,6 +55,16 @@ class DataArguments:
         default=None, metadata={"help": "Processes that look for bad images with `skip_bad_images`."}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where `datasets` keeps its files."})
+
+
+@dataclass
+class DataArguments(ImageArguments):
+    """Images without labels, which may be streamed."""
+
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training images while training; needs `max_steps`."}
+    )
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Images to shuffle among when streaming."})
 
 
 class BadImageError(ValueError):
@@ -81,8 +87,13 @@ def check_folder(folder: str, argument: str) -> None:
         logger.warning(f"{path} is not an image and is left out.")
 
 
-def load_splits(args: DataArguments) -> Mapping[str, Any]:
+def load_splits(args: ImageArguments, streaming: bool = False, drop_labels: bool = True) -> Mapping[str, Any]:
     """Load the splits that the arguments name; the images stay undecoded.
+
+    Args:
+        args: Name the images.
+        streaming: Whether to read the images only when they are needed.
+        drop_labels: Whether the subfolders of `train_dir` tell nothing; otherwise they are the column "label".
 
     Raises:
         ValueError: If the arguments name no images, or images that are not there.
@@ -95,11 +106,11 @@ def load_splits(args: DataArguments) -> Mapping[str, Any]:
             if folder is not None:
                 check_folder(folder, f"{split}_dir")
         patterns = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
-        source = {"path": "imagefolder", "data_files": patterns, "drop_labels": True}
+        source = {"path": "imagefolder", "data_files": patterns, "drop_labels": drop_labels}
     else:
         raise ValueError("Name the images with `--dataset_name` or `--train_dir`, or start with a recipe file.")
     try:
-        splits = datasets.load_dataset(**source, cache_dir=args.cache_dir, streaming=args.streaming)
+        splits = datasets.load_dataset(**source, cache_dir=args.cache_dir, streaming=streaming)
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(f"`dataset_name`: cannot load {source['path']}: {error}") from error
     if args.train_split_name not in splits:
@@ -109,13 +120,12 @@ def load_splits(args: DataArguments) -> Mapping[str, Any]:
     return splits
 
 
-def select_image_column(dataset: Any, name: str | None) -> Any:
-    """Keep the column of images alone, undecoded and named "image".
+def find_image_column(features: Mapping[str, Any], name: str | None) -> str:
+    """Return the name of the column of images: the one asked for, or the first.
 
     Raises:
         ValueError: If there is no such column, or it holds no images.
     """
-    features = dataset.features or {}  # a stream may not know them
     if name is None:
         name = next((column for column, feature in features.items() if isinstance(feature, datasets.Image)), None)
         if name is None:
@@ -124,6 +134,16 @@ def select_image_column(dataset: Any, name: str | None) -> Any:
         raise ValueError(f"`image_column_name`: there is no column {name!r}, but {', '.join(features)}.")
     elif features and features[name] != datasets.Value("string") and not isinstance(features[name], datasets.Image):
         raise ValueError(f"`image_column_name`: the column {name!r} holds {features[name]}, not images.")
+    return name
+
+
+def select_image_column(dataset: Any, name: str | None) -> Any:
+    """Keep the column of images alone, undecoded and named "image".
+
+    Raises:
+        ValueError: If there is no such column, or it holds no images.
+    """
+    name = find_image_column(dataset.features or {}, name)  # a stream may not know them
     dataset = dataset.select_columns([name]).cast_column(name, datasets.Image(decode=False))
     return dataset if name == "image" else dataset.rename_column(name, "image")
 
@@ -251,7 +271,7 @@ def load_datasets(
     """
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
-    splits = load_splits(args)
+    splits = load_splits(args, args.streaming)
     min_size = to_pair(config.patch_size)
     train = select_image_column(splits[args.train_split_name], args.image_column_name)
     validation = splits.get(args.validation_split_name)

@@ -1,0 +1,191 @@
+"""Labelled images: from the Hub or from folders, with classes numbered from 0."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .data import IMAGE_SUFFIXES, ImageArguments, drop_bad_images, find_image_column, load_splits
+
+# Types of a column that can hold classes; a column without any value gets an error of its own.
+CLASS_TYPES = ("int", "uint", "bool", "string", "large_string", "null")
+
+
+@dataclass
+class LabelledDataArguments(ImageArguments):
+    """Images with labels; in `train_dir` and `validation_dir` the name of the folder around an image is its class."""
+
+    label_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": 'The column with the classes; when left out the one declared as such, else "label", "labels".'
+        },
+    )
+
+
+def find_label_column(features: datasets.Features, name: str | None) -> str:
+    """Return the name of the column of labels: the one asked for, the one of class labels, "label" or "labels".
+
+    Raises:
+        ValueError: If there is no such column, or what it holds cannot be one class an image.
+    """
+    if name is None:
+        declared = (column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel))
+        name = next(declared, None) or next((column for column in ("label", "labels") if column in features), None)
+        if name is None:
+            raise ValueError(
+                f"`label_column_name` is needed: none of the columns {', '.join(features)} is named a label."
+            )
+    elif name not in features:
+        raise ValueError(f"`label_column_name`: there is no column {name!r}, but {', '.join(features)}.")
+    feature = features[name]
+    kind = feature.dtype if isinstance(feature, (datasets.Value, datasets.ClassLabel)) else type(feature).__name__
+    if not kind.startswith(CLASS_TYPES):
+        raise ValueError(
+            f"`label_column_name`: the column {name!r} holds {kind}; one class an image is needed, as a string or an "
+            "integer."
+        )
+    return name
+
+
+def read_labels(dataset: datasets.Dataset, column: str, split: str) -> list[str]:
+    """Return the name of each image's class.
+
+    Raises:
+        ValueError: If an image has no label; -1 stands for none where the column is declared as class labels.
+    """
+    if column not in dataset.features:
+        raise ValueError(f"`label_column_name`: {split} has no column {column!r}, but {', '.join(dataset.features)}.")
+    feature, values = dataset.features[column], dataset[column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
+    if missing := values.count(None):
+        raise ValueError(
+            f"`label_column_name`: {missing} of {len(values)} images in {split} have no label in the column {column!r} "
+            f"(the first is number {values.index(None)})."
+        )
+    return [str(value) for value in values]
+
+
+def list_names(names: list[str]) -> str:
+    """Return the first few names in one line."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def find_classes(feature: Any, labels: list[list[str]], column: str, splits: list[str]) -> list[str]:
+    """Return the names of the classes: those declared, or those that occur, integers in their order.
+
+    Args:
+        feature: Type of the column.
+        labels: Labels of the training images and, where there is a test split, of the test images.
+        column: Name of the column.
+        splits: Name of each split.
+
+    Raises:
+        ValueError: If there is only one class, or one that no training image has.
+    """
+    found = set(labels[0])
+    if unknown := sorted(set(labels[-1]) - found):
+        raise ValueError(
+            f"`label_column_name`: {list_names(unknown)} in the column {column!r} of the split {splits[-1]!r} is the "
+            f"class of no image in {splits[0]!r}."
+        )
+    if len(found) < 2:
+        raise ValueError(
+            f"`label_column_name`: all images in the split {splits[0]!r} have the class {labels[0][0]!r} in the column "
+            f"{column!r}; at least two classes are needed."
+        )
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.names
+    return sorted(found, key=int) if "int" in feature.dtype else sorted(found)
+
+
+def check_class_folders(folder: str, argument: str) -> None:
+    """Make sure that images lie in one subfolder a class.
+
+    Raises:
+        ValueError: If an image lies beside the subfolders and no metadata file says what it shows.
+    """
+    files = sorted(path for path in Path(folder).glob("*") if path.is_file())
+    stray = next((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), None)
+    if stray is not None and not any(path.stem == "metadata" for path in files):
+        raise ValueError(
+            f"`{argument}`: {stray} lies in no subfolder; the subfolders of {folder} are the classes of the images in "
+            "them."
+        )
+
+
+def limit(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
+    """Keep some images, drawn at random: folders and many datasets come sorted by class."""
+    if max_samples is None or max_samples >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(max_samples))
+
+
+def hold_out(dataset: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split images in two, with the same share of each class.
+
+    Raises:
+        ValueError: If a class or the share is too small for that.
+    """
+    count, label = min((count, label) for label, count in Counter(dataset["label"][:]).items())
+    if count < 2:
+        name = dataset.features["label"].int2str(label)
+        raise ValueError(f"`train_val_split`: none of class {name!r} can be held out, there is one image of it.")
+    try:
+        parts = dataset.train_test_split(share, seed=seed, stratify_by_column="label")
+    except ValueError as error:
+        raise ValueError(f"`train_val_split` {share} of {len(dataset)} images: {error}.") from error
+    return parts["train"], parts["test"]
+
+
+def load_labelled_datasets(
+    args: LabelledDataArguments, min_size: tuple[int, int], seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
+    """Load the training and the test images that the arguments name, with their labels.
+
+    Strings and integers of any kind become 0 to n - 1; the names of a column that is declared as class labels keep
+    their numbers. Where there is no test split, a part of each class is held out of the training images.
+
+    Args:
+        args: Name the images.
+        min_size: Smallest usable (height, width), the size of a patch, for `skip_bad_images`.
+        seed: Decides which images `max_train_samples` and `max_eval_samples` keep, and which are held out.
+
+    Returns:
+        Training images, test images, and the name of each class. Both have the columns "image" (undecoded: `bytes` and
+        `path`) and "label".
+
+    Raises:
+        ValueError: If the arguments do not fit each other or the data: among others where there is no label column, it
+            holds decimal numbers or nothing, there is only one class, or one that no training image has.
+    """
+    if not 0 < args.train_val_split < 1:
+        raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
+    if args.dataset_name is None:
+        for argument in ("train_dir", "validation_dir"):
+            if getattr(args, argument) is not None:
+                check_class_folders(getattr(args, argument), argument)
+    splits = load_splits(args, drop_labels=False)
+    used = [name for name in (args.train_split_name, args.validation_split_name) if name in splits]
+    features = splits[used[0]].features
+    image_column = find_image_column(features, args.image_column_name)
+    label_column = find_label_column(features, args.label_column_name)
+    labels = [read_labels(splits[name], label_column, f"the split {name!r}") for name in used]
+    names = find_classes(features[label_column], labels, label_column, used)
+    number = {name: index for index, name in enumerate(names)}
+    parts = [
+        splits[name]
+        .select_columns([image_column])
+        .rename_columns({image_column: "image"})
+        .cast_column("image", datasets.Image(decode=False))
+        .add_column("label", [number[label] for label in column], feature=datasets.ClassLabel(names=names))
+        for name, column in zip(used, labels, strict=True)
+    ]
+    train, test = parts if len(parts) == 2 else hold_out(parts[0], args.train_val_split, seed)
+    train, test = limit(train, args.max_train_samples, seed), limit(test, args.max_eval_samples, seed)
+    if args.skip_bad_images:
+        train, test = (drop_bad_images(part, min_size, args.preprocessing_num_workers) for part in (train, test))
+    return train, test, names
