@@ -230,12 +230,9 @@ def probe(args: ProbeArguments, features: dict[str, np.ndarray], labels: dict[st
 def write_results(output_dir: Path, rows: list[Row], settings: dict[str, Any]) -> None:
     """Write rows and everything they depend on as `results.json` and `results.md`."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "results.json").write_text(
-        json.dumps({"results": rows, **settings}, indent=2) + "\n", encoding="utf-8"
-    )
-    flat = [
-        {"setting": f"{group}: {name}", "value": value} for group in settings for name, value in settings[group].items()
-    ]
+    data = json.dumps({"results": rows, **settings}, indent=2)
+    (output_dir / "results.json").write_text(data + "\n", encoding="utf-8")
+    flat = [{"setting": f"{group}: {name}", "value": v} for group in settings for name, v in settings[group].items()]
     text = f"# Probes\n\nTest accuracy.\n\n{markdown_table(rows)}\n## Settings\n\n{markdown_table(flat)}"
     (output_dir / "results.md").write_text(text, encoding="utf-8")
 
@@ -265,7 +262,7 @@ def main() -> None:
     }
     results: list[Row] = []
     for encoder, row in zip(encoders, rows, strict=True):
-        encoder.model.to(args.device)
+        encoder.model.to(torch.device(args.device))  # type: ignore[arg-type]
         extracted = {name: extract(encoder, args, layer, split, digests[name], name) for name, split in splits.items()}
         encoder.model.to("cpu")
         for name in tqdm(args.features or available_features(extracted["train"]), desc=f"Probes of {encoder.name}"):

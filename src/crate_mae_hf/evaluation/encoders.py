@@ -1,4 +1,4 @@
-"""Vision models of Transformers without their heads: trained ones by name or folder, and the same with fresh weights."""
+"""Vision models of Transformers without their heads: trained, by name or folder, or the same with fresh weights."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -50,8 +50,8 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
             model.get_parameter(key).zero_()
     if config.model_type == "vit_mae" and not cast(Any, model).embeddings.position_embeddings.any():
         logger.warning(
-            f"{name} is a ViTMAE whose positions are all zero: it cannot tell where a patch is. Transformers 5.23 leaves "
-            "them so in a ViTMAE made from a configuration."
+            f"{name} is a ViTMAE whose positions are all zero: it cannot tell where a patch is. Transformers 5.23 "
+            "leaves them so in a ViTMAE made from a configuration."
         )
     return model.eval()
 

@@ -206,7 +206,7 @@ def preprocess(
             for image in images
         ]
     try:
-        return processor(list(images), return_tensors="pt")["pixel_values"]
+        return processor(cast(Any, list(images)), return_tensors="pt")["pixel_values"]
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{type(processor).__name__} cannot take images of {num_channels} channels: {error}"

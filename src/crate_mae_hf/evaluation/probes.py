@@ -46,7 +46,7 @@ def fit_probe(C: float, features: np.ndarray, labels: np.ndarray) -> tuple[Pipel
 
 
 def check_labels(train_labels: np.ndarray, test_labels: np.ndarray) -> None:
-    """Raise ValueError unless there are two classes, each test label among them, and enough of each to hold some out."""
+    """Raise ValueError unless there are two classes, every test label among them, and enough to hold some out."""
     classes, counts = np.unique(train_labels, return_counts=True)
     if len(classes) < 2:
         raise ValueError(f"`train_labels` must have at least 2 classes, got {len(classes)}.")
