@@ -262,9 +262,10 @@ def main() -> None:
     }
     results: list[Row] = []
     for encoder, row in zip(encoders, rows, strict=True):
-        encoder.model.to(torch.device(args.device))  # type: ignore[arg-type]
+        module: torch.nn.Module = encoder.model  # Transformers' own `to` has no types
+        module.to(args.device)
         extracted = {name: extract(encoder, args, layer, split, digests[name], name) for name, split in splits.items()}
-        encoder.model.to("cpu")
+        module.to("cpu")
         for name in tqdm(args.features or available_features(extracted["train"]), desc=f"Probes of {encoder.name}"):
             selected = {split: select_features(parts, name) for split, parts in extracted.items()}
             results.append({**row, "features": name, **probe(args, selected, labels)})

@@ -150,7 +150,7 @@ def test_bad_input_ends_with_one_line(run, checkpoint, flags, message):
 
 
 def test_a_missing_model_is_reported_first(run, checkpoint, tmp_path):
-    with pytest.raises(SystemExit, match="^error: `model_name_or_path`: cannot load .*nowhere"):
+    with pytest.raises(SystemExit, match=r"^error: `model_name_or_path`: cannot load .*nowhere"):
         run(checkpoint, tmp_path / "nowhere")
     assert list((tmp_path / "features").iterdir()) == []
 

@@ -62,9 +62,10 @@ def test_an_interrupted_write_leaves_nothing(cache, compute, monkeypatch):
             file.write(b"half of it")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", interrupted)
-        cache.get(SETTINGS, compute)
+        with pytest.raises(KeyboardInterrupt):
+            cache.get(SETTINGS, compute)
     assert list(cache.folder.iterdir()) == []
     assert_same(cache.get(SETTINGS, compute))
     assert compute.calls == 2

@@ -120,7 +120,7 @@ def test_no_such_layer(layer, config, images):
 def test_features_that_are_not_finite(config, images):
     model = CrateMaeModel(config)
     model.layernorm.weight.data.fill_(torch.inf)
-    with pytest.raises(ValueError, match="not finite in torch.float32"):
+    with pytest.raises(ValueError, match=r"not finite in torch\.float32"):
         extract_features(model, [images])
 
 

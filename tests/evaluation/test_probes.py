@@ -48,7 +48,7 @@ def test_too_few_examples_get_a_clear_error(digits):
     with pytest.raises(ValueError, match="each class at least twice, got 10 once"):
         linear_probe(train_x, lonely, test_x, test_y)
     few = np.concatenate([np.flatnonzero(train_y == c)[:2] for c in range(10)])
-    with pytest.raises(ValueError, match="must be at least 50 for 10 classes.*got 20"):
+    with pytest.raises(ValueError, match=r"must be at least 50 for 10 classes.*got 20"):
         linear_probe(train_x[few], train_y[few], test_x, test_y)
 
 
