@@ -2,7 +2,7 @@
 # /// script
 # dependencies = ["crate-mae-hf[train,figures]"]
 # ///
-"""Measure and draw what every layer of a CRATE-MAE does, and what it reconstructs.
+"""Measure and draw what every layer of a CRATE-MAE or CRATE does, and what the former reconstructs.
 
     python examples/visualize.py
     python examples/visualize.py --model_name_or_path ORG/MODEL --images DIR --output_dir outputs/white_box
@@ -21,7 +21,13 @@ import datasets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoImageProcessor, AutoModelForPreTraining, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 import crate_mae_hf  # noqa: F401 (registers the Auto classes)
@@ -52,7 +58,9 @@ NUM_MASKS = 3
 class Arguments:
     """What to look at."""
 
-    model_name_or_path: str = field(default="outputs/demo", metadata={"help": "A pre-trained CRATE-MAE or ViTMAE."})
+    model_name_or_path: str = field(
+        default="outputs/demo", metadata={"help": "A pre-trained CRATE-MAE or ViTMAE, or a CRATE."}
+    )
     images: str = field(default=str(DATA), metadata={"help": "A folder of images, or a dataset on the Hub."})
     split_name: str | None = field(
         default=None, metadata={"help": 'Split of the dataset; "test" where there is one, else the first.'}
@@ -81,13 +89,15 @@ class Arguments:
 
 
 def load_model(name: str) -> tuple[PreTrainedModel, Any]:
-    """Return a model for pre-training and its image processor.
+    """Return a model for pre-training, or a CRATE, and its image processor.
 
     Raises:
         ValueError: If there is none, or its weights have no decoder.
     """
     try:
-        model, info = AutoModelForPreTraining.from_pretrained(name, output_loading_info=True)
+        is_crate = AutoConfig.from_pretrained(name).model_type == "crate"
+        auto_class = AutoModelForImageClassification if is_crate else AutoModelForPreTraining
+        model, info = auto_class.from_pretrained(name, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(name)
     except OSError as error:
         hint = " `make demo` trains the default one." if name == Arguments.model_name_or_path else ""
@@ -193,9 +203,10 @@ def main() -> None:
     num_layers = model.config.num_hidden_layers
     if not -num_layers <= args.layer < num_layers:
         raise ValueError(f"`layer` must lie in [{-num_layers}, {num_layers - 1}], got {args.layer}.")
-    if args.statistics not in (None, "none") and not model.config.norm_pix_loss:
+    has_decoder = hasattr(model, "unpatchify")
+    if args.statistics not in (None, "none") and not (has_decoder and model.config.norm_pix_loss):
         raise ValueError(
-            f'`statistics` must be "none" for a model with `norm_pix_loss=False`, got {args.statistics!r}.'
+            f'`statistics` must be "none" for a model without `norm_pix_loss=True`, got {args.statistics!r}.'
         )
     pixel_values = load_images(args, model, processor)
     shown = pixel_values[: args.num_pictures]
@@ -207,7 +218,7 @@ def main() -> None:
         figure.savefig(output_dir / f"{name}.png", dpi=110)
         sections.setdefault(heading, []).append(html_picture(output_dir / f"{name}.png"))
 
-    if model.config.model_type == "crate_mae":
+    if model.config.model_type != "vit_mae":
         report = layer_report(model, pixel_values, None, args.eps_squared, args.batch_size)
         for name, figure in draw_layers(report):
             save("What every layer does", name, figure)
@@ -217,22 +228,25 @@ def main() -> None:
         print(text_table([{k: r[k] for k in ("part", "layer", *(f"{n}_mean" for n in SUMMARY))} for r in rows]))
     for name, figure in draw_maps(args, model, pixel_values, pictures):
         save("Attention and principal components", name, figure)
-    rows = []
-    for name, results in reconstructions(args, model, shown).items():
-        save("Reconstructions", name, figures.reconstruction_grid(results, processor.image_mean, processor.image_std))
-        rows += [
-            {
-                "picture": name,
-                "mask_ratio": r.mask_ratio,
-                "statistics": r.statistics,
-                "error_mean": r.error.mean().item(),
-                "error_std": r.error.std(correction=0).item(),
-            }
-            for r in results
-        ]
-    write_table(rows, output_dir / "reconstructions")
-    sections["Reconstructions"].append(html_table(rows))
-    print(text_table(rows))
+    if has_decoder:
+        rows = []
+        for name, results in reconstructions(args, model, shown).items():
+            save(
+                "Reconstructions", name, figures.reconstruction_grid(results, processor.image_mean, processor.image_std)
+            )
+            rows += [
+                {
+                    "picture": name,
+                    "mask_ratio": r.mask_ratio,
+                    "statistics": r.statistics,
+                    "error_mean": r.error.mean().item(),
+                    "error_std": r.error.std(correction=0).item(),
+                }
+                for r in results
+            ]
+        write_table(rows, output_dir / "reconstructions")
+        sections["Reconstructions"].append(html_table(rows))
+        print(text_table(rows))
     title = f"{args.model_name_or_path} on {len(pixel_values)} images of {Path(args.images).name}"
     (output_dir / "report.html").write_text(html_page(title, sections), encoding="utf-8")
     print(f"\nWritten to {output_dir}: report.html, " + ", ".join(sorted(p.name for p in output_dir.glob("*.*g"))))

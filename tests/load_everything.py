@@ -5,6 +5,7 @@
 The process saves each model once more, as somebody without the package would after training, in FOLDER-again.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,10 +19,13 @@ MODELS = ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassificati
 
 def load_everything(folder: str, **kwargs) -> dict[str, object]:
     """What each Auto class and both pipelines make of one image; new heads come out the same by the seed."""
-    results: dict[str, object] = {"config": transformers.AutoConfig.from_pretrained(folder, **kwargs).to_diff_dict()}
+    config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
+    results: dict[str, object] = {"config": config.to_diff_dict()}
     processor = transformers.AutoImageProcessor.from_pretrained(folder, **kwargs)
     pixel_values = results["pixel_values"] = processor(IMAGE, return_tensors="pt").pixel_values
     for name in MODELS:
+        if name not in config.auto_map:
+            continue
         torch.manual_seed(0)
         model = getattr(transformers, name).from_pretrained(folder, **kwargs)
         noise = {"noise": torch.rand(1, 16)} if name == "AutoModelForPreTraining" else {}
@@ -38,7 +42,7 @@ def load_everything(folder: str, **kwargs) -> dict[str, object]:
 
 def save_again(folder: str) -> None:
     name = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True).architectures[0]
-    auto_class = getattr(transformers, name.replace("CrateMae", "AutoModel"))
+    auto_class = getattr(transformers, re.sub("^Crate(Mae)?", "AutoModel", name))
     auto_class.from_pretrained(folder, trust_remote_code=True).save_pretrained(f"{folder}-again")
     processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     processor.save_pretrained(f"{folder}-again")

@@ -10,12 +10,19 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeModel
+from crate_mae_hf import (
+    CrateConfig,
+    CrateForImageClassification,
+    CrateMaeConfig,
+    CrateMaeForImageClassification,
+    CrateMaeForPreTraining,
+    CrateMaeModel,
+)
 from crate_mae_hf.conversion import (
-    OFFICIAL_KEYS,
-    UNUSED,
+    CRATE,
+    CRATE_MAE,
     compare_lambda,
     convert_checkpoint,
     convert_key,
@@ -25,11 +32,18 @@ from crate_mae_hf.conversion import (
 from crate_mae_hf.modeling_crate_mae import sincos_position_table
 
 
+def make_official_crate(config: CrateConfig, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """A random state dict of a supervised CRATE."""
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in CrateForImageClassification(config).state_dict().items()}
+    return {convert_key(key, CRATE.official_keys): torch.randn(shape, dtype=dtype) for key, shape in shapes.items()}
+
+
 def make_official(config: CrateMaeConfig, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """A random state dict with the keys, shapes and position tables of the official code."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in CrateMaeForPreTraining(config).state_dict().items()}
-    state_dict = {convert_key(key, OFFICIAL_KEYS): torch.randn(shape) * 0.1 for key, shape in shapes.items()}
+    state_dict = {convert_key(key, CRATE_MAE.official_keys): torch.randn(shape) * 0.1 for key, shape in shapes.items()}
     width = config.hidden_size
     table = sincos_position_table(width, config.grid_size)
     state_dict |= {"decoder_pos_embed": table, "pos_embed": table.clone()}
@@ -61,12 +75,14 @@ def checkpoint(official, tmp_path):
 def test_every_way_a_checkpoint_is_stored(name, wrap, official, config, pixel_values, tmp_path):
     (save_file if name.endswith("safetensors") else torch.save)(wrap(official), tmp_path / name)
     report = convert_checkpoint(tmp_path / name, tmp_path / "out", num_attention_heads=4, ista_lambda=5)
-    assert {row.official_key for row in report if row.status == "dropped"} == set(UNUSED)
-    assert sum(row.tensors for row in report if row.status == "mapped") == len(official) - len(UNUSED)
+    assert {row.official_key for row in report if row.status == "dropped"} == set(CRATE_MAE.unused)
+    assert sum(row.tensors for row in report if row.status == "mapped") == len(official) - len(CRATE_MAE.unused)
     model, info = AutoModelForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     expected = CrateMaeForPreTraining(CrateMaeConfig(**{**config.to_dict(), "ista_lambda": 5}))
-    expected.load_state_dict({convert_key(k): v for k, v in official.items() if k not in UNUSED})
+    expected.load_state_dict(
+        {convert_key(k, CRATE_MAE.keys): v for k, v in official.items() if k not in CRATE_MAE.unused}
+    )
     noise = torch.rand(2, 16)
     assert torch.equal(model(pixel_values, noise=noise).logits, expected(pixel_values, noise=noise).logits)
 
@@ -110,7 +126,7 @@ def assert_official(back: dict[str, torch.Tensor], official: dict[str, torch.Ten
     for key, value in back.items():
         assert value.dtype == official[key].dtype
         assert value.shape == official[key].shape
-        assert key in UNUSED or torch.equal(value, official[key]), key
+        assert key in CRATE_MAE.unused or torch.equal(value, official[key]), key
     assert torch.equal(back["pos_embed"], official["decoder_pos_embed"])
     tokens = torch.randn(2, back["decoder_embed.bias"].shape[0], dtype=back["decoder_embed.bias"].dtype)
     assert torch.equal(
@@ -194,7 +210,11 @@ def spoil(path, official):
     """Write each kind of bad checkpoint, as (function, what the message has to say)."""
     width = official["cls_token"].shape[2]
     vit = {"blocks.0.attn.qkv.weight": torch.zeros(3 * width, width), "cls_token": official["cls_token"]}
-    supervised = {"pos_embedding": torch.zeros(1, 17, width), "to_patch_embedding.1.weight": torch.zeros(width)}
+    vit_pytorch = {
+        "pos_embedding": torch.zeros(1, 17, width),
+        "transformer.layers.0.0.to_qkv.weight": torch.zeros(width),
+    }
+    crate = {"pos_embedding": torch.zeros(1, 17, width), "to_patch_embedding.1.weight": torch.zeros(width)}
     without = {key: value for key, value in official.items() if key != "blocks.1.layers.0.1.fn.weight"}
     return {
         "missing file": (lambda: None, "does not exist"),
@@ -207,7 +227,9 @@ def spoil(path, official):
         "numbers": (lambda: torch.save({"model": [1, 2]}, path), "no state dict"),
         "vit_mae": (lambda: torch.save({"model": vit}, path), "ViT or ViTMAE in the layout of MAE"),
         "hf vit_mae": (lambda: torch.save({"vit.embeddings.cls_token": official["cls_token"]}, path), "Transformers"),
-        "supervised": (lambda: torch.save(supervised, path), "supervised CRATE classifier"),
+        "vit-pytorch": (lambda: torch.save(vit_pytorch, path), "ViT in the layout of vit-pytorch"),
+        "part of a CRATE": (lambda: torch.save(crate, path), "no `to_patch_embedding.2.weight`.*supervised CRATE"),
+        "our CRATE": (lambda: torch.save({"crate.layers.0.x": torch.zeros(4)}, path), "already"),
         "ours": (lambda: torch.save({"crate_mae.layernorm.weight": torch.zeros(4)}, path), "already"),
         "another": (lambda: torch.save({"conv1.weight": torch.zeros(4)}, path), "not one of CRATE-MAE"),
         "missing": (lambda: torch.save(without, path), r"missing +blocks\.1\.layers\.0\.1\.fn\.weight .* 1$"),
@@ -309,3 +331,119 @@ def test_no_images_to_compare_on(checkpoint, tmp_path):
     with pytest.raises(SystemExit, match="found none in"):
         main([str(checkpoint), str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
+
+
+# --- supervised CRATE
+
+
+@pytest.fixture
+def crate_config() -> CrateConfig:
+    return CrateConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, num_labels=10
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "dtype"),
+    [
+        ({}, {"num_attention_heads": 4}, torch.float32),
+        ({"num_attention_heads": 1}, {}, torch.float32),
+        ({"num_channels": 5, "patch_size": 4}, {"num_attention_heads": 4, "num_channels": 5}, torch.bfloat16),
+        ({"ista_lambda": 5}, {"num_attention_heads": 4, "ista_lambda": 5}, torch.float32),
+    ],
+)
+def test_crate_round_trip_is_bit_equal(changes, told, dtype, crate_config, tmp_path):
+    config = CrateConfig(**{**crate_config.to_dict(), **changes})
+    official = make_official_crate(config, dtype)
+    save_file(official, tmp_path / "official.safetensors")
+    report = convert_checkpoint(tmp_path / "official.safetensors", tmp_path / "ours", **told)
+    assert {row.status for row in report} == {"mapped"}
+    assert sum(row.tensors for row in report) == len(official)
+    ours = CrateConfig.from_pretrained(tmp_path / "ours")
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels"):
+        assert getattr(ours, name) == getattr(config, name), name
+    assert (ours.num_labels, ours.ista_lambda, ours.dtype) == (10, config.ista_lambda, dtype)
+    revert_checkpoint(tmp_path / "ours", tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == official.keys()
+    assert all(torch.equal(back[key], value) for key, value in official.items())
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_crate_of_a_published_size_by_command(size, tmp_path, capsys):
+    official = make_official_crate(CrateConfig.from_size(size, num_labels=1000))
+    torch.save({"state_dict": official, "arch": f"CRATE_{size}"}, tmp_path / "official.pth.tar")
+    main([str(tmp_path / "official.pth.tar"), str(tmp_path / "ours"), "--size", size])
+    output = capsys.readouterr().out
+    assert re.search(r"mapped +transformer\.layers\.\{i\}\.1\.fn\.weight +crate\.layers\.\{i\}\S+ +12\n", output)
+    assert "ista_lambda=0.1" in output
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "ours")
+    assert model.config.num_attention_heads == CrateConfig.from_size(size).num_attention_heads
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+    assert (processor.size.shortest_edge, processor.crop_size.height) == (256, 224)
+    main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--reverse"])
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert all(torch.equal(back[key], value) for key, value in official.items())
+
+
+def test_crate_for_another_image_size(crate_config, tmp_path):
+    official = make_official_crate(crate_config)
+    torch.save(official, tmp_path / "official.pth")
+    convert_checkpoint(tmp_path / "official.pth", tmp_path / "same", num_attention_heads=4)
+    main([str(tmp_path / "official.pth"), str(tmp_path / "out"), "--num_attention_heads", "4", "--image_size", "48"])
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    pixel_values = processor(
+        PIL.Image.effect_mandelbrot((60, 50), (-2, -1, 1, 1), 20), return_tensors="pt"
+    ).pixel_values
+    assert (model.config.image_size, pixel_values.shape[2:]) == (48, (48, 48))
+    same = AutoModelForImageClassification.from_pretrained(tmp_path / "same")
+    expected = same(pixel_values, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(model(pixel_values).logits, expected)
+    assert expected.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "`num_attention_heads` cannot be read off"),
+        ({"size": "base"}, "`hidden_size` 768, the checkpoint has 32"),
+        ({"num_attention_heads": 4, "num_channels": 5}, "`num_channels` must be such that the 192 values"),
+        ({"num_attention_heads": 4, "num_channels": 0}, "`num_channels` must be such that"),
+        (
+            {"num_attention_heads": 4, "mask_ratio": 0.5},
+            "`mask_ratio` does not go with a checkpoint of supervised CRATE",
+        ),
+        ({"num_attention_heads": 4, "image_size": 33}, "`image_size` must be divisible by `patch_size`"),
+    ],
+)
+def test_bad_settings_of_a_crate(settings, message, crate_config, tmp_path):
+    torch.save(make_official_crate(crate_config), tmp_path / "official.pth")
+    with pytest.raises(ValueError, match=message):
+        convert_checkpoint(tmp_path / "official.pth", tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_crates_that_cannot_be_converted(crate_config, tmp_path):
+    path = tmp_path / "official.pth"
+    official = make_official_crate(crate_config)
+    for change, message in (
+        ({"pos_embedding": torch.zeros(1, 16, 32)}, "must be that of a square grid of patches, got 15 patches"),
+        ({"to_latent.weight": torch.zeros(1)}, r"unknown +to_latent\.weight +not a weight of supervised CRATE"),
+        ({"cls_token": torch.zeros(1, 1, 31)}, r"wrong shape +cls_token +got \(1, 1, 31\), needs \(1, 1, 32\)"),
+    ):
+        torch.save({**official, **change}, path)
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(path, tmp_path / "out", num_attention_heads=4)
+    torch.save(official, path)
+    options = ["--num_attention_heads", "4", "--compare_lambda", "1", "--images", str(tmp_path)]
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(SystemExit, match="needs a masked loss"):
+        main([str(path), str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_a_crate_mae_has_no_use_for(checkpoint, tmp_path):
+    for name in ("image_size", "num_channels"):
+        with pytest.raises(ValueError, match=f"`{name}` does not go with a checkpoint of CRATE-MAE"):
+            convert_checkpoint(checkpoint, tmp_path / "out", num_attention_heads=4, **{name: 32})

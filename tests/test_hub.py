@@ -20,10 +20,23 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, Trainer, TrainingArguments
 
 import crate_mae_hf
-from crate_mae_hf import CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeImageProcessor, hub
-from crate_mae_hf.configuration_crate_mae import AUTO_MAP
+from crate_mae_hf import (
+    CrateConfig,
+    CrateForImageClassification,
+    CrateMaeConfig,
+    CrateMaeForImageClassification,
+    CrateMaeForPreTraining,
+    CrateMaeImageProcessor,
+    hub,
+)
 
-CODE = {"configuration_crate_mae.py", "modeling_crate_mae.py", "image_processing_crate_mae.py"}
+CODE = {
+    "configuration_crate.py",
+    "configuration_crate_mae.py",
+    "modeling_crate.py",
+    "modeling_crate_mae.py",
+    "image_processing_crate_mae.py",
+}
 COMPLETE = CODE | {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
@@ -99,6 +112,17 @@ def classifier(config, processor, tmp_path) -> Path:
 
 
 @pytest.fixture
+def crate(processor, tmp_path) -> Path:
+    """A supervised CRATE."""
+    config = CrateConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, num_labels=3
+    )
+    CrateForImageClassification(config).save_pretrained(tmp_path / "crate")
+    processor.save_pretrained(tmp_path / "crate")
+    return tmp_path / "crate"
+
+
+@pytest.fixture
 def run(config, processor, api, tmp_path) -> Path:
     """The folder of a Trainer that pushes while it trains."""
     arguments = TrainingArguments(
@@ -117,8 +141,8 @@ def run(config, processor, api, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def test_folders_load_without_the_package(pretrained, classifier, run, tmp_path):
-    folders = [str(folder) for folder in (pretrained, classifier, run / "checkpoint-2")]
+def test_folders_load_without_the_package(pretrained, classifier, crate, run, tmp_path):
+    folders = [str(folder) for folder in (pretrained, classifier, crate, run / "checkpoint-2")]
     script = Path(__file__).parent / "load_everything.py"
     subprocess.run(
         [sys.executable, "-I", str(script), *folders, str(tmp_path / "results.pt")],
@@ -135,29 +159,33 @@ def test_folders_load_without_the_package(pretrained, classifier, run, tmp_path)
         assert {path.name for path in Path(f"{folder}-again").iterdir()} == COMPLETE
 
 
-def test_auto_map_is_complete_and_true(classifier):
-    saved = json.loads((classifier / "config.json").read_text())["auto_map"]
-    assert saved == AUTO_MAP
+@pytest.mark.parametrize(("name", "config_class"), [("classifier", CrateMaeConfig), ("crate", CrateConfig)])
+def test_auto_map_is_complete_and_true(name, config_class, request):
+    folder = request.getfixturevalue(name)
+    saved = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert saved == config_class.auto_classes
     for auto_class, reference in saved.items():
         name = reference.split(".")[1]
         assert getattr(crate_mae_hf, name)._auto_class == auto_class
-    saved = json.loads((classifier / "preprocessor_config.json").read_text())["auto_map"]
+    saved = json.loads((folder / "preprocessor_config.json").read_text())["auto_map"]
     assert saved == {"AutoImageProcessor": f"image_processing_crate_mae.{CrateMaeImageProcessor.__name__}"}
 
 
 def test_a_derived_model_points_into_its_own_folder(pretrained, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(pretrained)
     # What Transformers makes of the map when it loads from the Hub.
-    model.config.auto_map = {name: f"somebody/pretrained--{reference}" for name, reference in AUTO_MAP.items()}
+    model.config.auto_map = {
+        name: f"somebody/pretrained--{reference}" for name, reference in CrateMaeConfig.auto_classes.items()
+    }
     model.save_pretrained(tmp_path / "derived")
-    assert json.loads((tmp_path / "derived" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert json.loads((tmp_path / "derived" / "config.json").read_text())["auto_map"] == CrateMaeConfig.auto_classes
 
 
 def test_a_subclass_of_the_user_keeps_its_entry(config, tmp_path):
     config.auto_map = {"AutoModelForPreTraining": "modeling_mine.Mine"}
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert saved == {**AUTO_MAP, "AutoModelForPreTraining": "modeling_mine.Mine"}
+    assert saved == {**CrateMaeConfig.auto_classes, "AutoModelForPreTraining": "modeling_mine.Mine"}
 
 
 def test_trainer_pushes_complete_repositories(run, api):
@@ -172,6 +200,11 @@ def test_push_to_hub_of_the_classes(config, processor, api):
     CrateMaeForPreTraining(config).push_to_hub("somebody/model")
     processor.push_to_hub("somebody/model")
     assert set().union(*api.uploads) == COMPLETE | {"README.md"}
+
+
+def test_everything_of_a_crate_is_pushed(crate, api):
+    hub.push_folder(crate, "somebody/crate")
+    assert api.uploads == [COMPLETE | {"README.md"}]
 
 
 def test_push_folder(pretrained, api):
@@ -293,6 +326,17 @@ def test_card_of_a_classifier_that_nobody_measured(classifier):
     assert "Nothing was measured." in card.text
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags", "model_name"}
     assert "](reconstruction.png)" not in card.text
+
+
+def test_card_of_a_crate(crate):
+    card = hub.create_model_card(crate)
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.tags == ["crate", "white-box", "vision"]
+    assert "A CRATE image classifier." in card.text
+    assert "| `ista_lambda` | 0.1 |" in card.text
+    assert "yu2023white" in card.text
+    for absent in ("MAE", "Reconstructions", "pai2024"):
+        assert absent not in card.text, absent
 
 
 def test_card_with_metrics_of_the_caller(classifier):

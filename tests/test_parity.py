@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForPreTraining
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
-from crate_mae_hf.conversion import convert_checkpoint, convert_key, revert_checkpoint
+from crate_mae_hf import CrateConfig, CrateForImageClassification, CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf.conversion import CRATE, CRATE_MAE, convert_checkpoint, convert_key, revert_checkpoint
 from crate_mae_hf.modeling_crate_mae import CrateMaeSubspaceAttention
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -78,7 +78,7 @@ def test_masked_forward(reference):
 def test_gradients(reference):
     reference.model(reference.tensors["pixel_values"], noise=reference.tensors["noise"]).loss.backward()
     gradients = {name: parameter.grad for name, parameter in reference.model.named_parameters()}
-    expected = {convert_key(key): value for key, value in reference.group("expected.grad").items()}
+    expected = {convert_key(key, CRATE_MAE.keys): value for key, value in reference.group("expected.grad").items()}
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
@@ -137,3 +137,48 @@ def test_reverse_gives_the_official_checkpoint_back(reference, tmp_path):
     assert {key: value.shape for key, value in back.items()} == {key: value.shape for key, value in official.items()}
     for key in back.keys() - {"decoder_embed.weight", "decoder_embed.bias"}:
         assert torch.equal(back[key], official[key]), key
+
+
+# --- supervised CRATE
+
+
+def read_crate() -> tuple[dict, dict[str, torch.Tensor]]:
+    with safe_open(REFERENCE / "crate_micro.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return {name: json.loads(value) for name, value in file.metadata().items()}, tensors
+
+
+def test_crate_logits_loss_and_every_gradient(tmp_path, attn_implementation):
+    metadata, tensors = read_crate()
+    official = {key.removeprefix("checkpoint."): v for key, v in tensors.items() if key.startswith("checkpoint.")}
+    torch.save({"state_dict": {f"module.{key}": value for key, value in official.items()}}, tmp_path / "official.pth")
+    heads = metadata["config"]["heads"]
+    convert_checkpoint(tmp_path / "official.pth", tmp_path / "converted", num_attention_heads=heads)
+    model = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "converted", attn_implementation=attn_implementation
+    )
+    assert type(model) is CrateForImageClassification
+    assert (model.config.image_size, model.config.patch_size, model.config.num_labels) == (32, 8, 10)
+    outputs = model(tensors["pixel_values"], labels=torch.tensor(metadata["labels"]))
+    torch.testing.assert_close(outputs.logits, tensors["expected.logits"], **TOLERANCE)
+    torch.testing.assert_close(outputs.loss.reshape(1), tensors["expected.loss"], **TOLERANCE)
+    outputs.loss.backward()
+    gradients = {convert_key(name, CRATE.official_keys): p.grad for name, p in model.named_parameters()}
+    prefix = "expected.grad."
+    expected = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    assert gradients.keys() == expected.keys() == official.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+    revert_checkpoint(tmp_path / "converted", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert back.keys() == official.keys()
+    assert all(torch.equal(back[key], value) for key, value in official.items())
+
+
+@pytest.mark.parametrize(
+    ("size", "total"), [("tiny", 6_090_856), ("small", 13_116_328), ("base", 22_796_008), ("large", 77_641_192)]
+)
+def test_crate_parameter_counts(size, total):
+    with torch.device("meta"):
+        model = CrateForImageClassification(CrateConfig.from_size(size, num_labels=1000))
+    assert model.num_parameters() == total

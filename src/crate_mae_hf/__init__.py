@@ -1,7 +1,9 @@
-"""CRATE-MAE, the white-box masked autoencoder, for Hugging Face Transformers.
+"""CRATE-MAE, the white-box masked autoencoder, and CRATE, its supervised parent, for Hugging Face Transformers.
 
 Importing the package registers its classes with the Auto classes of Transformers.
 """
+
+from typing import Any
 
 from transformers import (
     AutoBackbone,
@@ -10,11 +12,14 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    PreTrainedModel,
 )
 from transformers.utils import is_torchvision_available
 
-from .configuration_crate_mae import CrateMaeConfig
+from .configuration_crate import CrateConfig
+from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
 from .modeling_crate_mae import (
     CrateMaeBackbone,
     CrateMaeForImageClassification,
@@ -24,32 +29,45 @@ from .modeling_crate_mae import (
     CrateMaePreTrainedModel,
 )
 
-AutoConfig.register(CrateMaeConfig.model_type, CrateMaeConfig, exist_ok=True)
-AutoModel.register(CrateMaeConfig, CrateMaeModel, exist_ok=True)
-AutoModelForPreTraining.register(CrateMaeConfig, CrateMaeForPreTraining, exist_ok=True)
-AutoModelForImageClassification.register(CrateMaeConfig, CrateMaeForImageClassification, exist_ok=True)
-AutoBackbone.register(CrateMaeConfig, CrateMaeBackbone, exist_ok=True)
-AutoImageProcessor.register(
-    CrateMaeConfig,
-    image_processor_classes={
-        "pil": CrateMaeImageProcessorPil,
-        **({"torchvision": CrateMaeImageProcessor} if is_torchvision_available() else {}),
+_MODELS: dict[type[CrateEncoderConfig], dict[Any, type[PreTrainedModel]]] = {
+    CrateMaeConfig: {
+        AutoModel: CrateMaeModel,
+        AutoModelForPreTraining: CrateMaeForPreTraining,
+        AutoModelForImageClassification: CrateMaeForImageClassification,
+        AutoBackbone: CrateMaeBackbone,
     },
-    exist_ok=True,
-)
-
-# Whatever is saved takes the source files along: the folder then loads where this package is not installed.
-CrateMaeConfig.register_for_auto_class()
-CrateMaeModel.register_for_auto_class("AutoModel")
-CrateMaeForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-CrateMaeForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-CrateMaeBackbone.register_for_auto_class("AutoBackbone")
+    CrateConfig: {
+        AutoModel: CrateModel,
+        AutoModelForImageClassification: CrateForImageClassification,
+        AutoBackbone: CrateBackbone,
+    },
+}
+for config_class, model_classes in _MODELS.items():
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoImageProcessor.register(
+        config_class,
+        image_processor_classes={
+            "pil": CrateMaeImageProcessorPil,
+            **({"torchvision": CrateMaeImageProcessor} if is_torchvision_available() else {}),
+        },
+        exist_ok=True,
+    )
+    # Whatever is saved takes the source files along: the folder then loads where this package is not installed.
+    config_class.register_for_auto_class()
+    for auto_class, model_class in model_classes.items():
+        auto_class.register(config_class, model_class, exist_ok=True)
+        model_class.register_for_auto_class(auto_class.__name__)
 CrateMaeImageProcessor.register_for_auto_class()
 CrateMaeImageProcessorPil.register_for_auto_class()
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrateBackbone",
+    "CrateConfig",
+    "CrateForImageClassification",
+    "CrateModel",
+    "CratePreTrainedModel",
     "CrateMaeBackbone",
     "CrateMaeConfig",
     "CrateMaeForImageClassification",

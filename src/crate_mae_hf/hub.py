@@ -20,7 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 import crate_mae_hf
 
-from .configuration_crate_mae import AUTO_MAP, CrateMaeConfig
+from .configuration_crate import CrateConfig
+from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig
 
 PICTURE = "reconstruction.png"
 # The metrics of a Trainer, and of whatever measured the model afterwards.
@@ -29,9 +30,14 @@ METRICS = ("all_results.json", "metrics.json")
 NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*"]
 # What is written beside the metrics and tells nothing about the model.
 NO_METRIC = re.compile(r"(epochs?|steps?|samples|runtime|seconds?|total_flos)$")
-CLASSIFIER = "CrateMaeForImageClassification"
+CONFIGS = {config.model_type: config for config in (CrateMaeConfig, CrateConfig)}
 
 FEATURES_SNIPPET = """\
+from transformers import pipeline
+
+features = pipeline("image-feature-extraction", model="{model_id}", trust_remote_code=True)
+"""
+AUTOENCODER_SNIPPET = """\
 from transformers import AutoModelForPreTraining, pipeline
 
 features = pipeline("image-feature-extraction", model="{model_id}", trust_remote_code=True)
@@ -42,6 +48,18 @@ from transformers import pipeline
 
 classifier = pipeline("image-classification", model="{model_id}", trust_remote_code=True)
 """
+# Of each kind of model, by the end of its class's name: introduction, snippet, and settings beside the encoder's.
+KINDS = {
+    "ForPreTraining": (
+        "A {name}, pre-trained without labels.",
+        AUTOENCODER_SNIPPET,
+        ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss"),
+    ),
+    "ForImageClassification": ("A {name} image classifier.", CLASSIFIER_SNIPPET, ("pooling", "num_labels")),
+    "": ("The encoder of a {name}.", FEATURES_SNIPPET, ()),
+}
+NAMES = {"crate_mae": "CRATE-MAE", "crate": "CRATE"}
+TAGS = {"crate_mae": ["crate_mae", "crate", "masked-autoencoder"], "crate": ["crate"]}
 CARD = """\
 ---
 {metadata}
@@ -51,11 +69,8 @@ CARD = """\
 
 {introduction}
 
-CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
-compresses the tokens against learned subspaces (attention with one matrix for query, key and value), then takes one
-step towards a sparse, non-negative code. It is described in
-[Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
-(Pai, Buchanan, Wu, Yu, Ma; ICLR 2024). Unless stated below, this is not one of the authors' checkpoints.
+{paper}
+Unless stated below, this is not one of the authors' checkpoints.
 {picture}
 ## How to use
 
@@ -83,19 +98,50 @@ step towards a sparse, non-negative code. It is described in
 
 - A model carries the biases of the images it was trained on; what its features are worth on other kinds of images is
   untested here.
-- Reconstructions are the mean of what fits the visible patches, hence blurred; they are no evidence of what was behind
-  a mask.
-
+{limits}
 ## Citation
 
 ```bibtex
-@inproceedings{{pai2024masked,
-  title={{Masked Completion via Structured Diffusion with White-Box Transformers}},
-  author={{Druv Pai and Sam Buchanan and Ziyang Wu and Yaodong Yu and Yi Ma}},
-  booktitle={{International Conference on Learning Representations}},
-  year={{2024}}
-}}
-```
+{citation}```
+"""
+
+
+PAPERS = {
+    "crate_mae": """\
+CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
+compresses the tokens against learned subspaces (attention with one matrix for query, key and value), then takes one
+step towards a sparse, non-negative code. It is described in
+[Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
+(Pai, Buchanan, Wu, Yu, Ma; ICLR 2024).""",
+    "crate": """\
+CRATE is an image classifier whose layers are derived rather than designed: each layer compresses the tokens against
+learned subspaces (attention with one matrix for query, key and value), then takes one step towards a sparse,
+non-negative code. It is described in
+[White-Box Transformers via Sparse Rate Reduction](https://arxiv.org/abs/2306.01129)
+(Yu, Buchanan, Pai, Chu, Wu, Tong, Haeffele, Ma; NeurIPS 2023).""",
+}
+CITATIONS = {
+    "crate_mae": """\
+@inproceedings{pai2024masked,
+  title={Masked Completion via Structured Diffusion with White-Box Transformers},
+  author={Druv Pai and Sam Buchanan and Ziyang Wu and Yaodong Yu and Yi Ma},
+  booktitle={International Conference on Learning Representations},
+  year={2024}
+}
+""",
+    "crate": """\
+@inproceedings{yu2023white,
+  title={White-Box Transformers via Sparse Rate Reduction},
+  author={Yaodong Yu and Sam Buchanan and Druv Pai and Tianzhe Chu and Ziyang Wu and Shengbang Tong and
+    Benjamin D. Haeffele and Yi Ma},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2023}
+}
+""",
+}
+RECONSTRUCTION_LIMIT = """\
+- Reconstructions are the mean of what fits the visible patches, hence blurred; they are no evidence of what was behind
+  a mask.
 """
 
 
@@ -145,14 +191,15 @@ def create_model_card(
             measured in training. What is no decimal number, such as a seed, is listed as a setting.
 
     Raises:
-        ValueError: If the folder holds no CRATE-MAE model.
+        ValueError: If the folder holds no CRATE-MAE or CRATE model.
     """
     folder = Path(folder)
     config = read_config(folder)
     model_id = model_id or folder.resolve().name
-    architecture = (config.architectures or ["CrateMaeForPreTraining"])[0]
-    classifies = architecture == CLASSIFIER
-    pipeline_tag = "image-classification" if classifies else "image-feature-extraction"
+    architecture = (config.architectures or [config.auto_classes["AutoModel"].split(".")[1]])[0]
+    kind = next(kind for kind in KINDS if architecture.endswith(kind))
+    introduction, snippet, head = KINDS[kind]
+    pipeline_tag = "image-classification" if kind == "ForImageClassification" else "image-feature-extraction"
 
     if metrics is None:
         metrics = {name: value for file in METRICS for name, value in read_json(folder / file).items()}
@@ -174,7 +221,7 @@ def create_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
-        tags=["crate_mae", "crate", "white-box", "masked-autoencoder", "vision"],
+        tags=[*TAGS[config.model_type], "white-box", "vision"],
         datasets=[dataset] if dataset else None,
         model_name=model_id.split("/")[-1],
         eval_results=eval_results or None,
@@ -185,7 +232,6 @@ def create_model_card(
     trained = {name: state[key] for key, name in names.items() if state.get(key) is not None}
     trained |= {name: value for name, value in values.items() if name not in measured}
     fields = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads")
-    head = ("pooling", "num_labels") if classifies else ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss")
     model = {"class": f"`{architecture}`"}
     if hasattr(crate_mae_hf, architecture):
         with torch.device("meta"):
@@ -193,34 +239,38 @@ def create_model_card(
     model |= {f"`{name}`": getattr(config, name) for name in (*fields, "ista_step_size", "ista_lambda", *head)}
 
     link = f"[{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else None
-    introduction = "A CRATE-MAE image classifier." if classifies else "A CRATE-MAE, pre-trained without labels."
     picture = "\n![Masked image, reconstruction and original](reconstruction.png)\n"
     return ModelCard(
         CARD.format(
             metadata=metadata.to_yaml(),
             name=model_id.split("/")[-1],
-            introduction=introduction,
+            introduction=introduction.format(name=NAMES[config.model_type]),
+            paper=PAPERS[config.model_type],
             picture=picture if (folder / PICTURE).is_file() else "",
-            snippet=(CLASSIFIER_SNIPPET if classifies else FEATURES_SNIPPET).format(model_id=model_id),
+            snippet=snippet.format(model_id=model_id),
             model=format_table(("setting", "value"), model, ""),
             data=" ".join(filter(None, (link, data))) or "Not stated.",
             recipe=format_table(("setting", "value"), {**(recipe or {}), **trained}, "Not stated."),
             results=format_table(("metric", "measured"), measured, "Nothing was measured."),
+            limits=RECONSTRUCTION_LIMIT if kind == "ForPreTraining" else "",
+            citation=CITATIONS[config.model_type],
         )
     )
 
 
-def read_config(folder: Path) -> CrateMaeConfig:
+def read_config(folder: Path) -> CrateEncoderConfig:
     """Return the configuration in a folder.
 
     Raises:
         ValueError: If there is none, or one of another model.
     """
     model_type = read_json(folder / "config.json").get("model_type")
-    if model_type != CrateMaeConfig.model_type:
+    if model_type not in CONFIGS:
         found = f"holds a model of type {model_type!r}" if model_type else "has no config.json"
-        raise ValueError(f"`folder` must hold a CRATE-MAE model saved with `save_pretrained`, {folder} {found}.")
-    return CrateMaeConfig.from_pretrained(folder)
+        raise ValueError(
+            f"`folder` must hold a CRATE-MAE or CRATE model saved with `save_pretrained`, {folder} {found}."
+        )
+    return CONFIGS[model_type].from_pretrained(folder)
 
 
 def check_folder(folder: Path) -> None:
@@ -230,7 +280,8 @@ def check_folder(folder: Path) -> None:
         ValueError: Naming what is missing and how to write it.
     """
     read_config(folder)
-    code = {f"{reference.split('.')[0]}.py" for reference in AUTO_MAP.values()}
+    # The image processor brings the code of both models along, and does not load without it.
+    code = {f"{name.split('.')[0]}.py" for config in CONFIGS.values() for name in config.auto_classes.values()}
     needed = ["preprocessor_config.json", "image_processing_crate_mae.py", *sorted(code)]
     missing = [name for name in needed if not (folder / name).is_file()]
     if not any(folder.glob("model*.safetensors")):
@@ -306,7 +357,7 @@ def push_folder(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; see `--help`."""
     parser = argparse.ArgumentParser(
-        prog="python -m crate_mae_hf.hub", description="Push a saved CRATE-MAE model to the Hub, with a card."
+        prog="python -m crate_mae_hf.hub", description="Push a saved CRATE-MAE or CRATE model to the Hub, with a card."
     )
     parser.add_argument("folder", type=Path, help="folder with a model and its image processor")
     parser.add_argument("repo_id", help="repository, name or owner/name")

@@ -1,4 +1,4 @@
-"""Image processors of CRATE-MAE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
+"""Image processors of CRATE-MAE and CRATE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -22,12 +22,12 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 from typing_extensions import Self
 
-from .configuration_crate_mae import CrateMaeConfig, to_pair
+from .configuration_crate_mae import CrateEncoderConfig, to_pair
 
 if TYPE_CHECKING:
     # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during
-    # training saves the image processor and nothing else with code, so the model's files have to come along with it.
-    from .modeling_crate_mae import CrateMaeModel  # noqa: F401
+    # training saves the image processor and nothing else with code, so the models' files have to come along with it.
+    from .modeling_crate import CrateModel  # noqa: F401 (imports those of CRATE-MAE)
 
 # Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
 LUMA = (0.299, 0.587, 0.114)
@@ -155,7 +155,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
     @classmethod
     def from_config(
         cls,
-        config: CrateMaeConfig,
+        config: CrateEncoderConfig,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ) -> Self:

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_crate_mae import CrateMaeConfig, to_pair
+from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig, to_pair
 
 
 @dataclass
@@ -74,21 +74,36 @@ def sincos_position_table(hidden_size: int, grid_size: tuple[int, int]) -> torch
     return torch.cat([torch.zeros_like(table[:1]), table]).float().unsqueeze(0)
 
 
-class CrateMaePatchEmbeddings(nn.Module):
-    """Project each patch to a token: `(batch_size, num_channels, height, width)` to `(batch_size, L, d)`."""
+def interpolate_position_table(
+    table: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
+) -> torch.Tensor:
+    """Return a table of positions for another grid of patches, by bicubic interpolation in float32.
 
-    def __init__(self, config: CrateMaeConfig):
+    Args:
+        table: Table of shape `(1, rows * columns + 1, hidden_size)`; the row of the cls token stays as it is.
+        grid_size: Number of patches of the table as (rows, columns).
+        new_grid_size: The same of the table to return.
+    """
+    if new_grid_size == grid_size:
+        return table
+    patches = table[:, 1:].float().unflatten(1, grid_size).permute(0, 3, 1, 2)  # (1, d, rows, columns)
+    patches = nn.functional.interpolate(patches, size=new_grid_size, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+class CrateMaePatchGrid(nn.Module):
+    """The patches of an image: whether it can be cut into them, and how."""
+
+    def __init__(self, config: CrateEncoderConfig):
         super().__init__()
         self.image_size = to_pair(config.image_size)
         self.patch_size = to_pair(config.patch_size)
         self.num_channels = config.num_channels
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-        )
 
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        self.check(pixel_values, interpolate_pos_encoding)
-        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        patch_height, patch_width = self.patch_size
+        patches = pixel_values.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))
+        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, C, i, p, j, q) -> (B, i j, p q C)
 
     def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
@@ -109,6 +124,20 @@ class CrateMaePatchEmbeddings(nn.Module):
             )
 
 
+class CrateMaePatchEmbeddings(CrateMaePatchGrid):
+    """Project each patch to a token: `(batch_size, num_channels, height, width)` to `(batch_size, L, d)`."""
+
+    def __init__(self, config: CrateMaeConfig):
+        super().__init__(config)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        self.check(pixel_values, interpolate_pos_encoding)
+        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+
+
 class CrateMaeEmbeddings(nn.Module):
     """Patch embeddings with mask tokens in place, the cls token in front, and positions added once.
 
@@ -127,15 +156,10 @@ class CrateMaeEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
-        """Return the positions for an image of (height, width) pixels, by bicubic interpolation in float32."""
+        """Return the positions for an image of (height, width) pixels."""
         patch_height, patch_width = self.patch_embeddings.patch_size
         grid_size = (height // patch_height, width // patch_width)
-        table = self.position_embeddings
-        if grid_size == self.grid_size:
-            return table
-        patches = table[:, 1:].float().unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # (1, d, rows, columns)
-        patches = nn.functional.interpolate(patches, size=grid_size, mode="bicubic", align_corners=False)
-        return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+        return interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
 
     def forward(
         self,
@@ -191,7 +215,7 @@ class CrateMaeSubspaceAttention(nn.Module):
         num_heads: Number K of subspaces; the encoder's and the decoder's may differ.
     """
 
-    def __init__(self, config: CrateMaeConfig, num_heads: int):
+    def __init__(self, config: CrateEncoderConfig, num_heads: int):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // num_heads
@@ -351,7 +375,7 @@ class CrateMaeDropPath(nn.Module):
         return f"drop_prob={self.drop_prob}"
 
 
-def drop_path_schedule(config: CrateMaeConfig) -> list[float]:
+def drop_path_schedule(config: CrateEncoderConfig) -> list[float]:
     """Return the stochastic depth of each encoder layer: from 0 linearly to `config.drop_path_rate`, as in timm."""
     last = max(config.num_hidden_layers - 1, 1)
     return [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
@@ -369,7 +393,7 @@ class CrateMaeLayer(GradientCheckpointingLayer):
         drop_path_rate: Probability to leave out MSSA for an image in training.
     """
 
-    def __init__(self, config: CrateMaeConfig, drop_path_rate: float = 0.0):
+    def __init__(self, config: CrateEncoderConfig, drop_path_rate: float = 0.0):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mssa = CrateMaeSubspaceAttention(config, config.num_attention_heads)
@@ -421,15 +445,13 @@ class CrateMaeDecoder(nn.Module):
         return self.prediction_head(self.layernorm(hidden_states)[:, 1:])
 
 
-class CrateMaePreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving, shared by the CRATE-MAE models."""
+class CrateEncoderPreTrainedModel(PreTrainedModel):
+    """What Transformers has to know of any model with these encoder layers."""
 
-    config: CrateMaeConfig
-    base_model_prefix = "crate_mae"
+    config: CrateEncoderConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CrateMaeEmbeddings", "CrateMaeLayer", "CrateMaeDecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -437,6 +459,14 @@ class CrateMaePreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": CrateMaeLayer, "attentions": CrateMaeSubspaceAttention}
     _input_embed_layer = "patch_embeddings"
+
+
+class CrateMaePreTrainedModel(CrateEncoderPreTrainedModel):
+    """Initialisation, loading and saving, shared by the CRATE-MAE models."""
+
+    config: CrateMaeConfig
+    base_model_prefix = "crate_mae"
+    _no_split_modules = ["CrateMaeEmbeddings", "CrateMaeLayer", "CrateMaeDecoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -547,9 +577,7 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         """
         patch_embeddings = self.crate_mae.embeddings.patch_embeddings
         patch_embeddings.check(pixel_values, interpolate_pos_encoding=True)
-        patch_height, patch_width = patch_embeddings.patch_size
-        patches = pixel_values.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))
-        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, C, i, p, j, q) -> (B, i j, p q C)
+        return patch_embeddings.patchify(pixel_values)
 
     def unpatchify(self, patches: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """Put patches together again: the inverse of `patchify`.
@@ -731,7 +759,7 @@ class CrateMaeForImageClassification(CrateMaePreTrainedModel):
         Raises:
             ValueError: If channels or image size do not fit the model.
         """
-        outputs: BaseModelOutputWithPooling = self.crate_mae(
+        outputs: BaseModelOutputWithPooling = self.base_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
         tokens = cast(torch.Tensor, outputs.last_hidden_state)
@@ -771,7 +799,10 @@ class CrateMaeBackbone(BackboneMixin, CrateMaeModel):
         Raises:
             ValueError: If channels or image size do not fit the model.
         """
-        outputs = CrateMaeModel.forward(self, pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        # The encoder's forward, which comes behind the mixin.
+        outputs = super(BackboneMixin, self).forward(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
         patch_height, patch_width = self.embeddings.patch_embeddings.patch_size
         grid_size = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
         feature_maps = []

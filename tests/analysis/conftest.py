@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf import CrateConfig, CrateForImageClassification, CrateMaeConfig, CrateMaeForPreTraining
 from crate_mae_hf.modeling_crate_mae import sincos_position_table
 
 
@@ -14,6 +14,15 @@ def model(config: CrateMaeConfig) -> CrateMaeForPreTraining:
     model = CrateMaeForPreTraining(config).train()
     model.crate_mae.layers[1].eval()
     return model
+
+
+@pytest.fixture
+def crate() -> CrateForImageClassification:
+    """A supervised CRATE, which has neither decoder nor mask token."""
+    config = CrateConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8, num_labels=5
+    )
+    return CrateForImageClassification(config).train()
 
 
 @pytest.fixture

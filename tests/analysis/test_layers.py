@@ -202,9 +202,28 @@ def test_model_stays_as_it_was_when_the_forward_raises(model, pixel_values, stat
 
 
 def test_errors(model, vit_mae, pixel_values):
-    with pytest.raises(ValueError, match="`model` must be a CRATE-MAE model, got ViTMAE"):
+    with pytest.raises(ValueError, match="`model` must be a CRATE-MAE or CRATE model, got ViTMAE"):
         layer_report(vit_mae, pixel_values)
     with pytest.raises(ValueError, match="`pixel_values` must have shape"):
         layer_report(model, pixel_values[..., :30])
     with pytest.raises(ValueError, match="`bool_masked_pos` must be"):
         layer_report(model, pixel_values, torch.zeros(2, 9, dtype=torch.bool))
+
+
+def test_a_crate_has_encoder_layers_alone(crate, pixel_values, state):
+    before = state(crate)
+    report = layer_report(crate, pixel_values, batch_size=1)
+    before.assert_unchanged()
+    assert report.decoder == {}
+    hidden_states = crate.eval().crate(pixel_values, output_hidden_states=True).hidden_states[1:]
+    expected = torch.stack([(states == 0).double().mean(dim=(1, 2)) for states in hidden_states])
+    torch.testing.assert_close(report.encoder["sparsity"], expected)
+    n = crate.crate.layers[0].layernorm_after
+    inputs: list[torch.Tensor] = []
+    handle = n.register_forward_hook(lambda module, arguments, output: inputs.append(output))
+    crate.crate(pixel_values)
+    handle.remove()
+    torch.testing.assert_close(report.encoder["l1_before"][0], 0.1 * inputs[0].detach().double().abs().sum(2).mean(1))
+    assert layer_report(crate, torch.randn(1, 3, 48, 24)).num_images == 1
+    with pytest.raises(ValueError, match="`bool_masked_pos` must mask nothing for a CRATE"):
+        layer_report(crate, pixel_values, torch.ones(2, 16, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Transformers' own common tests on the classes of CRATE-MAE.
+"""Transformers' own common tests on the classes of CRATE-MAE and CRATE.
 
 What the mixins skip by themselves (accelerators, flash attention, text and generative models) shows in pytest's
 summary; what is switched off here has its reason beside it.
@@ -14,6 +14,9 @@ from hf_conformance.test_image_processing_common import ImageProcessingTester, I
 from hf_conformance.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 
 from crate_mae_hf import (
+    CrateBackbone,
+    CrateConfig,
+    CrateForImageClassification,
     CrateMaeBackbone,
     CrateMaeConfig,
     CrateMaeForImageClassification,
@@ -21,24 +24,26 @@ from crate_mae_hf import (
     CrateMaeImageProcessor,
     CrateMaeImageProcessorPil,
     CrateMaeModel,
+    CrateModel,
 )
 
 # The mixins know a class's task by its name in these tables; without an entry they skip labels and training.
-for table, model_class in {
-    "MODEL_MAPPING_NAMES": CrateMaeModel,
-    "MODEL_FOR_PRETRAINING_MAPPING_NAMES": CrateMaeForPreTraining,
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": CrateMaeForImageClassification,
-    "MODEL_FOR_BACKBONE_MAPPING_NAMES": CrateMaeBackbone,
+for table, model_classes in {
+    "MODEL_MAPPING_NAMES": (CrateMaeModel, CrateModel),
+    "MODEL_FOR_PRETRAINING_MAPPING_NAMES": (CrateMaeForPreTraining,),
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": (CrateMaeForImageClassification, CrateForImageClassification),
+    "MODEL_FOR_BACKBONE_MAPPING_NAMES": (CrateMaeBackbone, CrateBackbone),
 }.items():
-    names = {**getattr(test_modeling_common, table), CrateMaeConfig.model_type: model_class.__name__}
-    setattr(test_modeling_common, table, names)
+    ours = {model_class.config_class.model_type: model_class.__name__ for model_class in model_classes}
+    setattr(test_modeling_common, table, {**getattr(test_modeling_common, table), **ours})
 
 
 class CrateMaeModelTester:
     """A small configuration and inputs for it."""
 
-    def __init__(self, parent):
+    def __init__(self, parent, config_class):
         self.parent = parent
+        self.config_class = config_class
         self.batch_size = 3
         self.image_size = 16
         self.patch_size = 4
@@ -55,7 +60,7 @@ class CrateMaeModelTester:
         self.encoder_seq_length = self.seq_length
 
     def get_config(self, **overrides):
-        return CrateMaeConfig(
+        return self.config_class(
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
@@ -76,13 +81,14 @@ class CrateMaeModelTester:
 
 
 class CrateMaeModelTest(ModelTesterMixin, unittest.TestCase):
+    config_class = CrateMaeConfig
     all_model_classes = (CrateMaeModel, CrateMaeForPreTraining, CrateMaeForImageClassification, CrateMaeBackbone)
     test_resize_embeddings = False  # there is no vocabulary
     test_can_init_all_missing_weights_before_2023 = True  # the gate for old models: keep the initialisation test
 
     def setUp(self):
-        self.model_tester = CrateMaeModelTester(self)
-        self.config_tester = ConfigTester(self, config_class=CrateMaeConfig, has_text_modality=False, hidden_size=36)
+        self.model_tester = CrateMaeModelTester(self, self.config_class)
+        self.config_tester = ConfigTester(self, self.config_class, has_text_modality=False, hidden_size=36)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
@@ -105,14 +111,24 @@ class CrateMaeModelTest(ModelTesterMixin, unittest.TestCase):
             assert model.get_output_embeddings() is None
 
 
+class CrateModelTest(CrateMaeModelTest):
+    config_class = CrateConfig
+    all_model_classes = (CrateModel, CrateForImageClassification, CrateBackbone)
+
+
 class CrateMaeBackboneTest(BackboneTesterMixin, unittest.TestCase):
     all_model_classes = (CrateMaeBackbone,)
     config_class = CrateMaeConfig
 
     def setUp(self):
-        self.model_tester = CrateMaeModelTester(self)
+        self.model_tester = CrateMaeModelTester(self, self.config_class)
         get_config = self.model_tester.get_config
         self.model_tester.get_config = lambda: get_config(out_features=["stage1", "stage2"])
+
+
+class CrateBackboneTest(CrateMaeBackboneTest):
+    all_model_classes = (CrateBackbone,)
+    config_class = CrateConfig
 
 
 class CrateMaeImageProcessorTester(ImageProcessingTester):

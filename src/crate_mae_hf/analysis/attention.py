@@ -25,8 +25,8 @@ def attention_maps(
     sums to less than 1. Nothing is masked.
 
     Args:
-        model: A CRATE-MAE, or a ViTMAE of Transformers (there query and key have projections of their own). It is run
-            in evaluation mode and left as it was.
+        model: A CRATE-MAE, a CRATE, or a ViTMAE of Transformers (there query and key have projections of their own).
+            It is run in evaluation mode and left as it was.
         pixel_values: Images of shape `(num_images, num_channels, height, width)`, as the model takes them; positions
             are interpolated if the images have another size than the model's.
         layers: Encoder layers to read, counted from 0, or from the end if negative.

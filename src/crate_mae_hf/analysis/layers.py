@@ -96,7 +96,7 @@ def layer_report(
     left as it was, also when the forward raises. All N tokens count, cls and mask tokens included.
 
     Args:
-        model: Any CRATE-MAE model; only one for pre-training has decoder layers to measure.
+        model: Any CRATE-MAE or CRATE model; only one for pre-training has decoder layers to measure.
         pixel_values: Images of shape `(num_images, num_channels, height, width)`, as the model takes them; positions
             are interpolated if the images have another size than the model's.
         bool_masked_pos: True where a patch is masked, `(num_images, num_patches)`; nothing when left out.
@@ -104,11 +104,11 @@ def layer_report(
         batch_size: Number of images that are in memory at a time.
 
     Raises:
-        ValueError: If the model is no CRATE-MAE, or images or mask do not fit it.
+        ValueError: If the model is neither a CRATE-MAE nor a CRATE, or images or mask do not fit it.
     """
     encoder_layers = list(cast(Any, model.base_model).layers)
     if not all(hasattr(layer, "ista") for layer in encoder_layers):
-        raise ValueError(f"`model` must be a CRATE-MAE model, got {type(model).__name__}.")
+        raise ValueError(f"`model` must be a CRATE-MAE or CRATE model, got {type(model).__name__}.")
     check_pixel_values(model, pixel_values)
     decoder = getattr(model, "decoder", None)
     layers = encoder_layers + ([] if decoder is None else list(decoder.layers))

@@ -1,7 +1,8 @@
-"""What the analysis has to know of the models it reads: CRATE-MAE, and ViTMAE of Transformers for comparison.
+"""What the analysis has to know of the models it reads: CRATE-MAE, CRATE, and ViTMAE of Transformers for comparison.
 
-A CRATE-MAE layer has one projection U (`mssa.subspace_proj`) for query and key; a ViTMAE layer has `attention.q_proj`
-and `attention.k_proj`. CRATE-MAE takes `bool_masked_pos`; ViTMAE takes noise and `config.mask_ratio`.
+A layer of CRATE-MAE or CRATE has one projection U (`mssa.subspace_proj`) for query and key; a ViTMAE layer has
+`attention.q_proj` and `attention.k_proj`. CRATE-MAE takes `bool_masked_pos`, CRATE no mask; ViTMAE takes noise and
+`config.mask_ratio`.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ def query_key_projections(model: PreTrainedModel, layer: int) -> tuple[nn.Linear
         return layers[layer].mssa.subspace_proj, layers[layer].mssa.subspace_proj
     if model.config.model_type == "vit_mae":
         return layers[layer].attention.q_proj, layers[layer].attention.k_proj
-    raise ValueError(f"`model` must be a CRATE-MAE or a ViTMAE, got {type(model).__name__}.")
+    raise ValueError(f"`model` must be a CRATE-MAE, a CRATE or a ViTMAE, got {type(model).__name__}.")
 
 
 def predict_patches(model: PreTrainedModel, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
@@ -93,6 +94,10 @@ def _run(
     pixel_values = pixel_values.to(model.device)
     if bool_masked_pos is not None:
         bool_masked_pos = bool_masked_pos.to(model.device)
+    if model.config.model_type == "crate":
+        if bool_masked_pos is not None and bool_masked_pos.any():
+            raise ValueError("`bool_masked_pos` must mask nothing for a CRATE, which has no mask token.")
+        return part(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     if model.config.model_type != "vit_mae":
         return part(pixel_values, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate_pos_encoding)
     rows, columns = patch_grid(model, pixel_values)

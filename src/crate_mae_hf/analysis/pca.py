@@ -39,7 +39,7 @@ def patch_codes(
     """Return the patches' subspace codes LN(Z) Uᵀ, all heads side by side; a ViTMAE's are its keys.
 
     Args:
-        model: A CRATE-MAE or a ViTMAE. It is run in evaluation mode and left as it was; nothing is masked.
+        model: A CRATE-MAE, a CRATE or a ViTMAE. It is run in evaluation mode and left as it was; nothing is masked.
         pixel_values: Images of shape `(num_images, num_channels, height, width)`, as the model takes them.
         layer: Encoder layer, counted from 0, or from the end if negative.
         batch_size: Number of images that are processed at a time.
