@@ -37,11 +37,25 @@ class SeedCallback(TrainerCallback):
 
 
 class MaskedAutoencoderTrainer(Trainer):
-    """Transformers' Trainer, with new masks in every epoch and rank, and a stop at the first non-finite loss."""
+    """Transformers' Trainer, with new masks in every epoch and rank, and a stop at the first non-finite loss.
+
+    In training the model computes the loss alone, without the pixels of visible patches.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(SeedCallback(self.train_dataset))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if not return_outputs:
+            inputs = {**inputs, "return_logits": False}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
