@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTMAEPreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
@@ -74,20 +81,26 @@ def random_encoder(config: PreTrainedConfig, seed: int, dtype: torch.dtype = tor
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
         if config.model_type == "vit_mae":
-            _fill_vit_mae(model)
+            fill_vit_mae(cast(ViTMAEPreTrainedModel, model))
     return model.to(dtype).eval()
 
 
 @torch.no_grad()
-def _fill_vit_mae(model: PreTrainedModel) -> None:
-    embeddings = cast(Any, model).embeddings
-    config = cast(Any, model.config)
+def fill_vit_mae(model: ViTMAEPreTrainedModel) -> None:
+    """Fill the sin-cos positions, cls and mask token of a ViTMAE made from a configuration, where they are zero.
+
+    Transformers 5.23 leaves some of them so; a model with zero positions cannot tell where a patch is.
+    """
+    config = model.config
     sizes = zip(to_pair(config.image_size), to_pair(config.patch_size), strict=True)
     rows, columns = (length // patch for length, patch in sizes)
-    if not embeddings.position_embeddings.any():
-        embeddings.position_embeddings.copy_(sincos_position_table(config.hidden_size, (rows, columns)))
-    if not embeddings.cls_token.any():
-        embeddings.cls_token.normal_(std=config.initializer_range)
+    for name, parameter in model.named_parameters():
+        if parameter.any():
+            continue
+        if name.endswith(("position_embeddings", "decoder_pos_embed")):
+            parameter.copy_(sincos_position_table(parameter.shape[-1], (rows, columns)))
+        elif name.endswith(("cls_token", "mask_token")):
+            parameter.normal_(std=config.initializer_range)
 
 
 def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
