@@ -25,7 +25,7 @@ from crate_mae_hf import CrateMaeForPreTraining, CrateMaeImageProcessor
 from crate_mae_hf import __version__ as version
 from crate_mae_hf.analysis.figures import reconstruction_grid
 from crate_mae_hf.analysis.reconstruction import reconstruct
-from crate_mae_hf.evaluation.features import extract_features, preprocess
+from crate_mae_hf.evaluation.features import available_features, extract_features, image_batches, select_features
 from crate_mae_hf.evaluation.probes import linear_probe
 from crate_mae_hf.evaluation.reconstruction import reconstruction_errors
 from crate_mae_hf.training.arguments import clear_errors
@@ -53,11 +53,14 @@ def probe_table(
     models: dict[str, CrateMaeForPreTraining], splits: dict, processor: CrateMaeImageProcessor, seed: int
 ) -> dict:
     """Probe each model's features and the raw pixels; {what: {features: accuracy}}."""
-    pixels = {name: preprocess(processor, split["image"]) for name, split in splits.items()}
+    pixels = {
+        name: torch.cat(list(image_batches(split["image"], processor, processor.num_channels)))
+        for name, split in splits.items()
+    }
     labels = {name: np.array(split["label"]) for name, split in splits.items()}
     features = {
         what: {
-            name: extract_features(model.crate_mae, values, description=f"Features, {what}, {name}")
+            name: extract_features(model.crate_mae, values.split(250), description=f"Features, {what}, {name}")
             for name, values in pixels.items()
         }
         for what, model in models.items()
@@ -66,9 +69,10 @@ def probe_table(
     table: dict[str, dict[str, float]] = {}
     for what, extracted in features.items():
         table[what] = {}
-        for kind, values in extracted["train"].items():
+        for kind in available_features(extracted["train"]):
             print(f"Linear probe: {what}, {kind}", flush=True)
-            result = linear_probe(values, labels["train"], extracted["test"][kind], labels["test"], seed)
+            train, test = (select_features(extracted[name], kind) for name in ("train", "test"))
+            result = linear_probe(train, labels["train"], test, labels["test"], seed)
             table[what][kind] = result.accuracy
     return table
 

@@ -4,7 +4,8 @@
 # ///
 """Fine-tune a model for image classification, or train one from scratch.
 
-    python examples/run_image_classification.py examples/recipes/fine_tune_fashion_mnist_sample.yaml
+    python examples/run_image_classification.py examples/recipes/fine_tune_fashion_mnist_sample.yaml \
+        --model_name_or_path outputs/demo
     python examples/run_image_classification.py --model_name_or_path outputs/demo --train_dir TRAIN \
         --validation_dir TEST --layer_decay 0.75 --output_dir outputs/fine_tuned --do_train --do_eval
     python examples/run_image_classification.py --model_type vit --config_overrides image_size=32,patch_size=4 ...

@@ -27,7 +27,7 @@ from crate_mae_hf.training.arguments import (
 from crate_mae_hf.training.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.training.data import DataArguments, load_datasets
 from crate_mae_hf.training.publishing import push_run
-from crate_mae_hf.training.trainer import SeededTrainer
+from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
 
 
 @dataclass
@@ -111,7 +111,7 @@ def main() -> None:
 
     # Training. The learning rate grows with the batch.
     training_args.scale_learning_rate()
-    trainer = SeededTrainer(
+    trainer = MaskedAutoencoderTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset if training_args.do_train else None,

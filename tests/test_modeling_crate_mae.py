@@ -178,6 +178,41 @@ def test_loss_only_on_request(config, pixel_values):
     assert outputs.logits.shape == (2, 16, 192)
 
 
+def loss_and_gradients(model, *args, **kwargs) -> list[torch.Tensor]:
+    outputs = model(*args, **kwargs)
+    return [outputs.loss, *torch.autograd.grad(outputs.loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("num_masked", [(16, 16), (12, 12), (1, 15), (0, 3), (0, 0)])
+def test_loss_alone_is_the_loss(config, pixel_values, num_masked, norm_pix_loss):
+    config.norm_pix_loss = norm_pix_loss
+    model = CrateMaeForPreTraining(config)
+    mask = torch.stack([torch.randperm(16) < number for number in num_masked])
+    expected = loss_and_gradients(model, pixel_values, bool_masked_pos=mask)
+    actual = loss_and_gradients(model, pixel_values, bool_masked_pos=mask, return_logits=False)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+    outputs = model(pixel_values, bool_masked_pos=mask, return_logits=False)
+    assert outputs.logits is None
+    assert torch.equal(outputs.mask, mask.float())
+
+
+def test_loss_alone_predicts_masked_patches_alone(config, pixel_values):
+    model = CrateMaeForPreTraining(config)
+    shapes = []
+    model.decoder.prediction_head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    noise = torch.rand(2, 16)
+    expected = loss_and_gradients(model, pixel_values, noise=noise)
+    actual = loss_and_gradients(model, pixel_values, noise=noise, return_logits=False)
+    assert shapes == [(2, 16, 192), (24, 192)]
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_something_has_to_be_asked_for(config, pixel_values):
+    with pytest.raises(ValueError, match="`return_loss` and `return_logits` are both False"):
+        CrateMaeForPreTraining(config)(pixel_values, return_loss=False, return_logits=False)
+
+
 def test_drawn_masks_follow_the_seed(config, pixel_values):
     model = CrateMaeForPreTraining(config)
     torch.manual_seed(7)

@@ -32,7 +32,8 @@ class CrateMaeForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned unless `return_loss=False`):
             Mean squared error over the pixels of the masked patches.
-        logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
+        logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`,
+            *optional*, returned unless `return_logits=False`):
             Predicted pixels of every patch; see [`CrateMaeForPreTraining.unpatchify`].
         mask (`torch.FloatTensor` of shape `(batch_size, num_patches)`):
             1 where a patch was masked, 0 where it was visible.
@@ -266,7 +267,7 @@ class FoldDictionary(torch.autograd.Function):
         ctx.save_for_backward(dictionary)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (dictionary,) = ctx.saved_tensors
         dictionary_cast = dictionary.to(gradient.dtype)  # under autocast M has the lower precision
         symmetric = gradient + gradient.T
@@ -429,7 +430,10 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
 
 
 class CrateMaeDecoder(nn.Module):
-    """Decoder layers, final layer norm and projection to pixels: `(batch_size, N, d)` to `(batch_size, L, pixels)`."""
+    """Decoder layers, final layer norm and projection to pixels: `(batch_size, N, d)` to `(batch_size, L, pixels)`.
+
+    With a mask the pixels of the masked patches alone, over all images: `(number of masked patches, pixels)`.
+    """
 
     def __init__(self, config: CrateMaeConfig):
         super().__init__()
@@ -439,10 +443,18 @@ class CrateMaeDecoder(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.prediction_head = nn.Linear(config.hidden_size, patch_height * patch_width * config.num_channels)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.prediction_head(self.layernorm(hidden_states)[:, 1:])
+        if bool_masked_pos is None:
+            return self.prediction_head(self.layernorm(hidden_states)[:, 1:])
+        positions = nn.functional.pad(bool_masked_pos, (1, 0)).flatten().nonzero().squeeze(1)  # behind the cls token
+        return self.prediction_head(self.layernorm(hidden_states.flatten(0, 1).index_select(0, positions)))
 
 
 class CrateEncoderPreTrainedModel(PreTrainedModel):
@@ -658,6 +670,7 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_loss: bool = True,
+        return_logits: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CrateMaeForPreTrainingOutput:
         r"""Mask patches, encode, and predict the pixels of every patch.
@@ -674,12 +687,15 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
                 Whether to interpolate the positions, for images of another size than the model was made for.
             return_loss (`bool`, *optional*, defaults to `True`):
                 Whether to compute the loss.
+            return_logits (`bool`, *optional*, defaults to `True`):
+                Whether to predict every patch. Without it the loss takes the masked patches alone, to the same value.
 
         Returns:
             [`CrateMaeForPreTrainingOutput`]
 
         Raises:
-            ValueError: If channels, image size, mask or noise do not fit the model.
+            ValueError: If channels, image size, mask or noise do not fit the model, or neither loss nor logits are
+                asked for.
 
         Example:
 
@@ -695,6 +711,8 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         """
         patch_embeddings = self.crate_mae.embeddings.patch_embeddings
         patch_embeddings.check(pixel_values, interpolate_pos_encoding)
+        if not (return_loss or return_logits):
+            raise ValueError("`return_loss` and `return_logits` are both False: there is nothing to compute.")
         if bool_masked_pos is None:
             (height, width), (patch_height, patch_width) = pixel_values.shape[2:], patch_embeddings.patch_size
             shape = (pixel_values.shape[0], height // patch_height * (width // patch_width))
@@ -708,12 +726,19 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         outputs: BaseModelOutputWithPooling = self.crate_mae(
             pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs
         )
-        logits = self.decoder(outputs.last_hidden_state, **kwargs)
         mask = bool_masked_pos.float()
+        logits, loss = None, None
+        if return_logits:
+            logits = self.decoder(outputs.last_hidden_state, **kwargs)
+            loss = self.forward_loss(pixel_values, logits, mask) if return_loss else None
+        else:
+            predictions = self.decoder(outputs.last_hidden_state, bool_masked_pos, **kwargs)
+            error = (predictions.float() - self.patch_targets(pixel_values)[bool_masked_pos]).pow(2).mean(dim=-1)
+            loss = error.sum() / max(len(error), 1)
         # Without noise, visible and masked patches keep their order; ONNX has no stable sort that would do the same.
         ranking = mask * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device) if noise is None else noise
         return CrateMaeForPreTrainingOutput(
-            loss=self.forward_loss(pixel_values, logits, mask) if return_loss else None,
+            loss=loss,
             logits=logits,
             mask=mask,
             ids_restore=ranking.argsort(dim=1).argsort(dim=1),

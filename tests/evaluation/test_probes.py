@@ -4,7 +4,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from crate_mae_hf.evaluation.probes import C_GRID, linear_probe
+from crate_mae_hf.evaluation import probes
+from crate_mae_hf.evaluation.probes import C_GRID, linear_probe, nearest_neighbours
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def test_accuracy_is_that_of_scikit_learn(digits):
     classifier = LogisticRegression(C=result.C, tol=1e-3, max_iter=1000).fit(scaler.transform(train_x), train_y)
     assert result.accuracy == classifier.score(scaler.transform(test_x), test_y)
     assert result.C in C_GRID
+    assert result.converged
     assert result.accuracy > 0.85
     assert linear_probe(*digits, seed=0) == result
 
@@ -38,3 +40,41 @@ def test_bad_labels_get_a_clear_error(digits):
         linear_probe(train_x, np.zeros(600), test_x, np.zeros(400))
     with pytest.raises(ValueError, match=r"`test_labels` has \[9\], which `train_labels` does not"):
         linear_probe(train_x, np.minimum(train_y, 8), test_x, test_y)
+
+
+def test_too_few_examples_get_a_clear_error(digits):
+    train_x, train_y, test_x, test_y = digits
+    lonely = np.where(np.arange(600) == 7, 10, train_y)
+    with pytest.raises(ValueError, match="each class at least twice, got 10 once"):
+        linear_probe(train_x, lonely, test_x, test_y)
+    few = np.concatenate([np.flatnonzero(train_y == c)[:2] for c in range(10)])
+    with pytest.raises(ValueError, match=r"must be at least 50 for 10 classes.*got 20"):
+        linear_probe(train_x[few], train_y[few], test_x, test_y)
+
+
+def test_a_fit_that_does_not_converge_is_reported(digits, monkeypatch):
+    monkeypatch.setattr(
+        probes, "LogisticRegression", lambda **settings: LogisticRegression(**{**settings, "max_iter": 2})
+    )
+    assert not linear_probe(*digits).converged
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 1.0), (20, 0.001)])
+def test_neighbours_vote_as_in_a_plain_loop(digits, k, temperature):
+    train_x, train_y, test_x, _ = (part.astype(np.float32) if part.dtype == float else part for part in digits)
+    train_x, test_x = train_x - 8, test_x[:100] - 8
+    predicted = nearest_neighbours(train_x, train_y, test_x, k, temperature, chunk_size=33)
+    for x, prediction in zip(test_x, predicted, strict=True):
+        similarities = [float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)) for y in train_x.astype(np.float64)]
+        votes = np.zeros(10)
+        for index in sorted(range(len(train_x)), key=lambda index: -similarities[index])[:k]:
+            votes[train_y[index]] += np.exp((similarities[index] - max(similarities)) / temperature)
+        assert prediction == votes.argmax()
+
+
+def test_bad_settings_of_neighbours_get_a_clear_error(digits):
+    train_x, train_y, test_x, _ = digits
+    with pytest.raises(ValueError, match=r"`k` must lie in \[1, 600\].*got 601"):
+        nearest_neighbours(train_x, train_y, test_x, k=601)
+    with pytest.raises(ValueError, match="`temperature` must be positive, got 0"):
+        nearest_neighbours(train_x, train_y, test_x, temperature=0)

@@ -71,6 +71,16 @@ def test_evaluation_gives_the_same_loss_each_time(train):
     assert first == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_training_asks_for_the_loss_alone_and_evaluation_for_everything(train):
+    trainer = train(Images(), num_train_epochs=1)
+    (batch,) = torch.utils.data.DataLoader(Images(), batch_size=16)
+    sizes = []
+    trainer.model.decoder.prediction_head.register_forward_hook(lambda *args: sizes.append(args[2][..., 0].numel()))
+    trainer.training_step(trainer.model, batch)
+    trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
+    assert sizes == [16 * 12, 16 * 16]
+
+
 @pytest.mark.parametrize("with_noise", [True, False])
 def test_runs_repeat_by_seed(train, with_noise):
     runs = [losses(train(Images(with_noise), name=str(number), seed=seed)) for number, seed in enumerate((1, 1, 2))]

@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..inference import inference
 from .coding_rate import (
     coding_rate,
     nonzero_share,
@@ -18,7 +19,7 @@ from .coding_rate import (
     subspace_coding_rate,
     subspace_coherence,
 )
-from .models import check_pixel_values, forward_hooks, inference, patch_grid, predict_patches, run_encoder
+from .models import check_pixel_values, forward_hooks, patch_grid, predict_patches, run_encoder
 
 # Name -> one number an image, float64 on the CPU.
 Measures = dict[str, torch.Tensor]

@@ -17,19 +17,6 @@ from ..configuration_crate_mae import to_pair
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Switch gradients off and every module to evaluation; on leaving, each module gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def forward_hooks(hooks: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Call `hook(module, arguments, output)` after each forward of the modules, until the context is left."""
     with ExitStack() as stack:

@@ -11,7 +11,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .models import check_pixel_values, forward_hooks, inference, patch_grid, query_key_projections, run_encoder
+from ..inference import inference
+from .models import check_pixel_values, forward_hooks, patch_grid, query_key_projections, run_encoder
 
 
 @dataclass

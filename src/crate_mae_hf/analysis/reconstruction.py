@@ -8,7 +8,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..configuration_crate_mae import to_pair
-from .models import check_pixel_values, inference, patch_grid, predict_patches
+from ..inference import inference
+from .models import check_pixel_values, patch_grid, predict_patches
 
 Statistics = Literal["none", "oracle", "visible"]
 

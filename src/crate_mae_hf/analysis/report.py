@@ -53,6 +53,13 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
 
 
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
+    names = column_names(rows)
+    cells = [names, ["---"] * len(names), *([format_value(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells) + "\n"
+
+
 def html_table(rows: Sequence[Row]) -> str:
     """Return rows as an HTML table; numbers with four significant digits."""
     names = column_names(rows)

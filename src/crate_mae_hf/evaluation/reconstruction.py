@@ -6,6 +6,7 @@ from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..inference import inference
 from ..modeling_crate_mae import CrateMaeForPreTraining
 
 
@@ -41,7 +42,6 @@ def inpaint_batch(pixel_values: torch.Tensor, visible: torch.Tensor) -> torch.Te
     return torch.from_numpy(np.stack([inpaint(image, seen) for image, seen in pairs]))
 
 
-@torch.no_grad()
 def reconstruction_errors(
     model: CrateMaeForPreTraining, train_dataset: Dataset, eval_dataset: Dataset, batch_size: int = 250
 ) -> dict[str, float]:
@@ -58,8 +58,6 @@ def reconstruction_errors(
     Returns:
         Errors of the `"model"`, of predicting the training set's `"mean_patch"`, and of `"inpainting"`, see `inpaint`.
     """
-    was_training = model.training
-    model.eval()
     total, num_patches = torch.zeros(()), 0
     for batch in tqdm(DataLoader(train_dataset, batch_size), desc="Mean patch"):
         targets = model.patch_targets(batch["pixel_values"])
@@ -69,7 +67,8 @@ def reconstruction_errors(
     errors: dict[str, list[torch.Tensor]] = {"model": [], "mean_patch": [], "inpainting": []}
     for batch in tqdm(DataLoader(eval_dataset, batch_size), desc="Reconstruction errors"):
         pixel_values = batch["pixel_values"]
-        outputs = model(pixel_values.to(model.device), noise=batch["noise"].to(model.device))
+        with inference(model):
+            outputs = model(pixel_values.to(model.device), noise=batch["noise"].to(model.device))
         mask = outputs.mask.cpu().bool()
         pixel_mask = model.unpatchify(mask.unsqueeze(-1).expand_as(outputs.logits), tuple(pixel_values.shape[2:]))[:, 0]
         targets = model.patch_targets(pixel_values)
@@ -80,5 +79,4 @@ def reconstruction_errors(
         }
         for name, prediction in predictions.items():
             errors[name].append((prediction - targets).square().mean(-1)[mask])
-    model.train(was_training)
     return {name: float(torch.cat(values).mean()) for name, values in errors.items()}

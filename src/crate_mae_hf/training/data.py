@@ -150,6 +150,14 @@ def select_image_column(dataset: Any, name: str | None) -> Any:
     return dataset if name == "image" else dataset.rename_column(name, "image")
 
 
+def image_bytes(record: Mapping[str, Any]) -> bytes:
+    """Return the file of an image, undecoded; `record` as `decode` takes it."""
+    if record.get("bytes") is not None:
+        return record["bytes"]
+    with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
+        return file.read()
+
+
 def decode(record: Mapping[str, Any], min_size: tuple[int, int], where: str) -> PIL.Image.Image:
     """Decode one image.
 
@@ -163,11 +171,7 @@ def decode(record: Mapping[str, Any], min_size: tuple[int, int], where: str) -> 
     """
     name = record.get("path") or where
     try:
-        content = record.get("bytes")
-        if content is None:
-            with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
-                content = file.read()
-        image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(content)))
+        image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(image_bytes(record))))
         image.load()
     except Exception as error:  # Pillow's plugins raise errors of many kinds
         raise BadImageError(f"Cannot read the image {name}: {error}. `--skip_bad_images` leaves such out.") from error

@@ -56,3 +56,18 @@ class SeededTrainer(Trainer):
                 f"extreme values. {saved}"
             )
         return loss
+
+
+class MaskedAutoencoderTrainer(SeededTrainer):
+    """Trainer of [`CrateMaeForPreTraining`]: in training it computes the loss alone, without visible patches."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if not return_outputs:
+            inputs = {**inputs, "return_logits": False}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -1,0 +1,100 @@
+"""What the benchmarks share: interleaved timing, peak memory, and a description of the machine."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device, so that a clock sees its work."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], None]], rounds: int, device: str, description: str, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Time candidates in turns, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        candidates: What to time, by name; the order of a round.
+        rounds: How often each is timed.
+        device: Where the work is done.
+        description: Of the progress bar.
+        warmup: Rounds before, whose times are not kept: allocation, compilation, autotuning.
+
+    Returns:
+        Seconds of every timed call, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    with tqdm(total=(warmup + rounds) * len(candidates), desc=description) as progress:
+        for number in range(warmup + rounds):
+            for name, function in candidates.items():
+                progress.set_postfix_str(name)
+                synchronize(device)
+                start = time.perf_counter()
+                function()
+                synchronize(device)
+                if number >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+                progress.update()
+    return seconds
+
+
+def summarize(seconds: list[float]) -> dict[str, float]:
+    """Median and range of times."""
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def resident_memory(field: str = "VmRSS") -> float:
+    """Memory of this process in MiB now, or at its highest (`VmHWM`); from Linux's /proc."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"`field`: /proc/self/status has no {field}.")
+
+
+def describe_machine(device: str) -> dict[str, str | int]:
+    """Hardware and versions, for the record."""
+    if torch.device(device).type == "cuda":
+        hardware = torch.cuda.get_device_name()
+    else:
+        models = [
+            line.split(":")[1].strip()
+            for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
+            if line.startswith("model name")
+        ]
+        hardware = models[0] if models else platform.processor()
+    return {
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bf16 instructions": str(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """An aligned Markdown table; the first column to the left, numbers to the right."""
+    columns = list(rows[0])
+    widths = [max(3, len(column), *(len(row[column]) for row in rows)) for column in columns]
+    lines = [columns, *([row[column] for column in columns] for row in rows)]
+    text = [
+        "| "
+        + " | ".join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([text[0], "| " + " | ".join(rule) + " |", *text[1:]])

@@ -1,0 +1,113 @@
+"""Vision models of Transformers without their heads: trained, by name or folder, or the same with fresh weights."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTMAEPreTrainedModel,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
+
+from ..configuration_crate_mae import to_pair
+from ..modeling_crate_mae import sincos_position_table
+
+logger = logging.get_logger(__name__)
+
+
+def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a vision model without its head.
+
+    Weights that features do not need may be missing (a pooler, a mask token); they are set to zero.
+
+    Args:
+        name: A folder, or a model on the Hub.
+        dtype: Of the weights.
+
+    Raises:
+        ValueError: If there is no such model, its weights are incomplete, or it is none for images alone.
+    """
+    config = _load(AutoConfig, name)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # weights of heads that are left out are no news; those that are missing are checked
+    try:
+        model, info = _load(AutoModel, name, config=config, dtype=dtype, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    if model.main_input_name != "pixel_values":
+        raise ValueError(
+            f"`model_name_or_path`: {name} is a {type(model).__name__}, which takes `{model.main_input_name}`; a model "
+            "that takes images alone is needed."
+        )
+    missing = sorted(info["missing_keys"])
+    needed = [key for key in missing if not key.startswith("pooler.") and not key.endswith("mask_token")]
+    if needed:
+        raise ValueError(
+            f"`model_name_or_path`: {name} lacks {len(needed)} weights of {type(model).__name__}, among them "
+            f"{needed[0]}: its features would be random."
+        )
+    with torch.no_grad():
+        for key in missing:
+            model.get_parameter(key).zero_()
+    if config.model_type == "vit_mae" and not cast(Any, model).embeddings.position_embeddings.any():
+        logger.warning(
+            f"{name} is a ViTMAE whose positions are all zero: it cannot tell where a patch is. Transformers 5.23 "
+            "leaves them so in a ViTMAE made from a configuration."
+        )
+    return model.eval()
+
+
+def load_image_processor(name: str) -> BaseImageProcessor:
+    """Load the image processor of a model.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    return _load(AutoImageProcessor, name)
+
+
+def random_encoder(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Make the model of a configuration with fresh weights, the same for the same seed.
+
+    The sin-cos positions and the cls token of a ViTMAE are filled in: Transformers 5.23 leaves them zero.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(config)
+        if config.model_type == "vit_mae":
+            fill_vit_mae(cast(ViTMAEPreTrainedModel, model))
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def fill_vit_mae(model: ViTMAEPreTrainedModel) -> None:
+    """Fill the sin-cos positions, cls and mask token of a ViTMAE made from a configuration, where they are zero.
+
+    Transformers 5.23 leaves some of them so; a model with zero positions cannot tell where a patch is.
+    """
+    config = model.config
+    sizes = zip(to_pair(config.image_size), to_pair(config.patch_size), strict=True)
+    rows, columns = (length // patch for length, patch in sizes)
+    for name, parameter in model.named_parameters():
+        if parameter.any():
+            continue
+        if name.endswith(("position_embeddings", "decoder_pos_embed")):
+            parameter.copy_(sincos_position_table(parameter.shape[-1], (rows, columns)))
+        elif name.endswith(("cls_token", "mask_token")):
+            parameter.normal_(std=config.initializer_range)
+
+
+def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
+    """Call `from_pretrained`, with one kind of error for what can be wrong with a name or a folder."""
+    try:
+        return auto_class.from_pretrained(name, **kwargs)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = "" if Path(name).is_dir() else "there is no such folder, and from the Hub: "
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"`model_name_or_path`: cannot load {name}: {where}{reason}") from error

@@ -1,0 +1,117 @@
+"""The benchmarks on models that take no time, and the literal port against the model."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import data, run, scaling
+from benchmarks.literal import LiteralCrateMae
+from benchmarks.models import MODELS, Size, Step, build
+from crate_mae_hf import CrateMaeForPreTraining
+
+SMALL = ["--hidden_size", "48", "--num_layers", "2", "--num_heads", "3", "--image_size", "32", "--patch_size", "8"]
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_literal_port_is_the_model(config, pixel_values, norm_pix_loss):
+    config.norm_pix_loss = norm_pix_loss
+    model = CrateMaeForPreTraining(config)
+    literal = LiteralCrateMae(config)
+    literal.load_state_dict(model.state_dict())
+    noise = torch.rand(2, 16)
+    expected, actual = literal(pixel_values, noise), model(pixel_values, noise=noise)
+    for name in ("loss", "logits", "mask"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(o.loss, list(m.parameters())) for o, m in ((actual, model), (expected, literal))]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+    features, _ = literal.crate_mae(pixel_values)
+    torch.testing.assert_close(model.crate_mae(pixel_values).last_hidden_state, features, atol=1e-5, rtol=1e-5)
+
+
+# Of the paper, and of Transformers' checkpoints: trainable weights without the fixed tables.
+@pytest.mark.parametrize(
+    ("name", "mode", "millions"),
+    [
+        ("crate_mae", "train", 43.7),
+        ("literal", "train", 43.7),
+        ("vit_mae", "train", 111.7),
+        ("vit_mae_768", "train", 143.5),
+        ("vit", "features", 85.8),
+        ("dinov2", "features", 85.8),
+    ],
+)
+def test_models_have_their_published_sizes(name, mode, millions):
+    with torch.device("meta"):
+        parameters = build(name, mode, Size()).parameters()
+    assert sum(p.numel() for p in parameters if p.requires_grad) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", list(MODELS))
+def test_every_model_takes_a_step(mode, dtype):
+    for name in MODELS[mode]:
+        step = Step(name, mode, Size(48, 2, 3, 32, 8), dtype, "cpu")
+        step.set_batch_size(2)
+        before = [parameter.clone() for parameter in step.model.parameters()]
+        for phase in step.phases.values():
+            phase()
+        changed = any(not torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True))
+        assert changed == (mode == "train"), name
+
+
+def test_run(tmp_path, capsys):
+    arguments = [*SMALL, "--batch_size", "1", "2", "--rounds", "2", "--dtype", "float32", "--output_dir"]
+    run.main([*arguments, str(tmp_path / "out"), "--skip_memory", "--mode", "train", "inference", "features"])
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(record["results"]) == 2 * sum(len(models) for models in MODELS.values())
+    for result in record["results"]:
+        assert result["seconds"]["min"] <= result["seconds"]["median"] <= result["seconds"]["max"]
+        assert result["operations"] > 0
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| ViTMAE, standard decoder " in table
+    assert (tmp_path / "out" / "results.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit):  # nothing is written over
+        run.main([*arguments, str(tmp_path / "out")])
+    assert "holds results already" in capsys.readouterr().err
+
+
+def test_folding_saves_the_operations_it_claims():
+    counts = {}
+    for name in ("crate_mae", "literal"):
+        step = Step(name, "train", Size(48, 1, 3, 64, 8), torch.float32, "cpu")
+        step.set_batch_size(2)
+        counts[name] = run.count_operations(step)
+    tokens, width, masked = 2 * 65, 48, 2 * 48
+    fewer = 2 * (9 - 3) * tokens * width**2 - 2 * 2 * width**3  # products over the tokens, less M and its gradient
+    fewer += 2 * 3 * (tokens - masked) * width * 192  # the last product for visible patches
+    fewer -= 2 * 2 * 2 * 3 * 65**2 * 16  # in both layers SDPA's backward computes the attention map again
+    assert counts["literal"] - counts["crate_mae"] == fewer
+
+
+def test_peak_memory_grows_with_the_batch():
+    memory = [
+        run.peak_memory("crate_mae", "train", Size(64, 2, 2, 64, 8), torch.float32, "cpu", False, batch_size, 1)
+        for batch_size in (1, 128)
+    ]
+    assert memory[1] > memory[0] + 20
+
+
+def test_scaling(tmp_path):
+    scaling.main([*SMALL, "--batch_size", "2", "--rounds", "1", "--output_dir", str(tmp_path)])
+    results = json.loads((tmp_path / "scaling.json").read_text())["results"]
+    assert 0.7 < results["depth"]["expected_exponent"] < 1  # patch embedding and the last product do not grow
+    assert results["batch"]["expected_exponent"] == pytest.approx(1, abs=0.1)
+    assert 1 < results["width"]["expected_exponent"] < 3
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_exponent():
+    assert scaling.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_data(capsys):
+    small = ["--hidden_size", "48", "--num_layers", "1", "--image_size", "32", "--patch_size", "8"]
+    data.main([*small, "--num_images", "8", "--batch_size", "4", "--num_workers", "0", "--photo_size", "64", "80"])
+    assert "input pipeline, 0 workers" in capsys.readouterr().out
