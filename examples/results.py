@@ -13,7 +13,6 @@ half an hour a seed on one CPU core.
 
 import argparse
 import json
-import re
 import shlex
 import statistics
 import subprocess
@@ -25,9 +24,10 @@ from typing import Any
 import yaml
 from transformers import AutoModelForImageClassification
 
+from crate_mae_hf import CrateConfig
 from crate_mae_hf.analysis.report import Row, markdown_table, text_table
 from crate_mae_hf.evaluation.results import library_versions
-from crate_mae_hf.training.arguments import clear_errors
+from crate_mae_hf.training.arguments import clear_errors, parse_overrides
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
@@ -58,7 +58,7 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
     """Return the script and flags of each step by the file it leaves at its end; steps build on those before."""
     # A ViT of the same shape, with the usual MLPs of four times its width.
     shape = yaml.safe_load(SUPERVISED.read_text())["config_overrides"]
-    width = int(re.search(r"hidden_size=(\d+)", shape)[1])
+    width = parse_overrides(shape, CrateConfig)["hidden_size"]
     vit = ["--model_type", "vit", "--config_overrides", f"{shape},intermediate_size={4 * width}"]
     demo, vit_mae, seeded = folder / "demo", folder / "vit_mae", ["--seed", seed]
     classify = ["--dataset_name", DATA, "--overwrite_output_dir", "true", *seeded]
@@ -71,12 +71,13 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
             ["run_linear_probe.py", "--model_name_or_path", demo, vit_mae, *probe, *seeded],
         ),
     }
-    for name, flags in {
+    classifiers: dict[str, list[Any]] = {
         "fine_tuned": [FINE_TUNING, "--model_name_or_path", demo],
         "from_scratch": [FINE_TUNING, "--config_name", demo, "--image_processor_name", demo, "--layer_decay", 1],
         "crate": [SUPERVISED],
         "vit": [SUPERVISED, *vit],
-    }.items():
+    }
+    for name, flags in classifiers.items():
         steps[name] = ("all_results.json", ["run_image_classification.py", *flags, *classify])
     return {
         folder / name / result: [*command, "--output_dir", folder / name] for name, (result, command) in steps.items()

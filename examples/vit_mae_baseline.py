@@ -11,6 +11,7 @@ The ViTMAE has the MLPs that CRATE-MAE does without, four times as wide as a tok
 
 import argparse
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from transformers import (
@@ -45,8 +46,8 @@ def vit_mae_config(config: CrateMaeConfig) -> ViTMAEConfig:
         num_attention_heads=config.num_attention_heads,
         intermediate_size=4 * config.hidden_size,
         decoder_hidden_size=config.hidden_size,
-        decoder_num_hidden_layers=config.decoder_num_hidden_layers,
-        decoder_num_attention_heads=config.decoder_num_attention_heads,
+        decoder_num_hidden_layers=cast(int, config.decoder_num_hidden_layers),
+        decoder_num_attention_heads=cast(int, config.decoder_num_attention_heads),
         decoder_intermediate_size=4 * config.hidden_size,
         mask_ratio=config.mask_ratio,
         norm_pix_loss=config.norm_pix_loss,
@@ -66,9 +67,10 @@ def main() -> None:
     settings = yaml.safe_load(RECIPE.read_text())
     settings |= {"dataset_name": str(DATA), "output_dir": str(args.output_dir), "seed": args.seed}
     settings |= {"eval_strategy": "no"}  # Trainer cannot tell that ViTMAE needs no labels for its loss
-    data_args, augmentation_args, training_args = HfArgumentParser(
-        (DataArguments, AugmentationArguments, ScriptTrainingArguments)
-    ).parse_dict(settings, allow_extra_keys=True)
+    arguments: Any = (DataArguments, AugmentationArguments, ScriptTrainingArguments)
+    data_args, augmentation_args, training_args = HfArgumentParser(arguments).parse_dict(
+        settings, allow_extra_keys=True
+    )
     find_checkpoint(training_args, overwrite=False)
 
     config = AutoConfig.from_pretrained(args.crate_mae)

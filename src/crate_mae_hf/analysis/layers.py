@@ -57,7 +57,7 @@ class LayerReport:
     Args:
         encoder: Name of a measure (see `DESCRIPTIONS`) -> `(num_layers, num_images)`, float64.
         decoder: The same for the decoder's layers; empty for a model without decoder. The inversion measures are there
-            where the decoder has as many layers as the encoder.
+            where the decoder is not deeper than the encoder; a shallower one mirrors the encoder's last layers.
         rate_bound: d/2 log(1 + 1/eps²), the largest R of unit-norm tokens, and the largest R^c.
     """
 
@@ -232,7 +232,7 @@ class _Observer:
             self.decoder_input = y
         measures = self.common_measures(layer, y_half, output, output)
         measures["dictionary_energy"] = _energy(y_half - n) / _energy(n)
-        if len(self.decoder_layers) == len(self.encoder_layers):
+        if len(self.decoder_layers) <= len(self.encoder_layers):
             target = self.hidden_states[2 * len(self.encoder_layers) - len(self.measures) - 1]
             measures["inversion_in_flow"] = _cosine(output, target)
         self.finish_layer(measures)
@@ -264,7 +264,7 @@ class _Observer:
     def measure_inversion(self) -> None:
         """Give each decoder layer, by itself, the output of the encoder layer that it mirrors. Needs the hooks gone."""
         num_layers = len(self.encoder_layers)
-        if len(self.decoder_layers) != num_layers:
+        if len(self.decoder_layers) > num_layers:
             return
         for i, layer in enumerate(self.decoder_layers):
             code, target = self.hidden_states[num_layers - i], self.hidden_states[num_layers - i - 1]
