@@ -120,8 +120,10 @@ def summarise(seeds: dict[int, dict[str, Measurement]]) -> list[Row]:
         row: Row = {"model": label, "test accuracy": statistics.mean(accuracies)}
         if len(accuracies) > 1:
             row["spread"] = statistics.stdev(accuracies)
-        row["parameters"] = measurement.parameters
-        row["training seconds"] = round(statistics.mean(times)) if times else None
+        if measurement.parameters is not None:
+            row["parameters"] = measurement.parameters
+        if times:
+            row["training seconds"] = round(statistics.mean(times))
         table.append(row)
     return table
 
