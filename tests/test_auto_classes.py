@@ -17,6 +17,12 @@ import crate_mae_hf
 from crate_mae_hf import CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeImageProcessor
 
 
+@pytest.fixture(autouse=True)
+def no_question(monkeypatch):
+    """Fail where Transformers asks whether to run a folder's code: the package is imported."""
+    monkeypatch.setattr("builtins.input", lambda question="": pytest.fail(question))
+
+
 @pytest.fixture
 def processor() -> CrateMaeImageProcessor:
     return CrateMaeImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainingArguments
 
 from crate_mae_hf import CrateMaeForPreTraining
-from crate_mae_hf.training.trainer import NonFiniteLossError, SeedCallback, SeededTrainer
+from crate_mae_hf.training.trainer import NonFiniteLossError, SeedCallback, MaskedAutoencoderTrainer
 
 
 class Images(torch.utils.data.Dataset):
@@ -43,7 +43,7 @@ def train(config, tmp_path):
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
         }
-        trainer = SeededTrainer(
+        trainer = MaskedAutoencoderTrainer(
             CrateMaeForPreTraining(config),
             TrainingArguments(**{**settings, **arguments}),
             train_dataset=dataset,
