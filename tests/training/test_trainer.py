@@ -5,7 +5,7 @@ import torch
 from transformers import TrainingArguments
 
 from crate_mae_hf import CrateMaeForPreTraining
-from crate_mae_hf.training.trainer import NonFiniteLossError, SeedCallback, MaskedAutoencoderTrainer
+from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer, NonFiniteLossError, SeedCallback
 
 
 class Images(torch.utils.data.Dataset):
