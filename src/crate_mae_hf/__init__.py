@@ -53,8 +53,9 @@ for config_class, model_classes in _MODELS.items():
         },
         exist_ok=True,
     )
-    # There is none. Unregistered, pipelines guess one from the image processor's name, and ask whether to run its code.
-    AutoVideoProcessor.register(config_class, None, exist_ok=True)
+    if is_torchvision_available():
+        # There is none. Otherwise pipelines guess one from the image processor's name, and ask whether to run its code.
+        AutoVideoProcessor.register(config_class, None, exist_ok=True)
     # Whatever is saved takes the source files along: the folder then loads where this package is not installed.
     config_class.register_for_auto_class()
     for auto_class, model_class in model_classes.items():
