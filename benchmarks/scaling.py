@@ -110,6 +110,8 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         ax.loglog(values, seconds, "o-", label=f"time, exponent {result['exponent']:.2f}")
         scale = np.exp(np.mean(np.log(seconds / operations)))
         ax.loglog(values, scale * operations, "--", label=f"operations, {result['expected_exponent']:.2f}")
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
         ax.set(xlabel=name, ylabel="seconds, forward and backward")
         ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)
