@@ -3,6 +3,7 @@
 import argparse
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def measure(args: argparse.Namespace, size: Size, mode: str, dtype_name: str) ->
 
 def add_memory(args: argparse.Namespace, size: Size, results: list[dict[str, Any]]) -> None:
     """Measure the peak memory of every result, each in a fresh process."""
+    # glibc gives tensors of a MiB back at once, so that what is freed does not count as taken.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     context = multiprocessing.get_context("spawn")
     for number, result in enumerate(results, 1):
         print(f"memory {number}/{len(results)}: {result['model']}, {result['mode']}, batch {result['batch_size']}")

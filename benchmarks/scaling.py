@@ -111,7 +111,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         scale = np.exp(np.mean(np.log(seconds / operations)))
         ax.loglog(values, scale * operations, "--", label=f"operations, {result['expected_exponent']:.2f}")
         ax.set_xticks(values, [f"{value:g}" for value in values])
-        ax.minorticks_off()
+        ax.xaxis.minorticks_off()
         ax.set(xlabel=name, ylabel="seconds, forward and backward")
         ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)
