@@ -265,6 +265,7 @@ class FoldDictionary(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, float], output: torch.Tensor) -> None:
         dictionary, ctx.step_size = inputs
         ctx.save_for_backward(dictionary)
+        ctx.save_for_forward(dictionary)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -273,6 +274,78 @@ class FoldDictionary(torch.autograd.Function):
         symmetric = gradient + gradient.T
         gradient = torch.addmm(gradient, dictionary_cast, symmetric, beta=ctx.step_size, alpha=-ctx.step_size)
         return gradient.to(dictionary.dtype), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:
+        (dictionary,) = ctx.saved_tensors
+        product = dictionary.T @ tangent
+        return ctx.step_size * (tangent - product - product.T)
+
+
+class NormedProduct(torch.autograd.Function):
+    r"""Product of normed tokens with a matrix that keeps the norm's input for the backward, not its output.
+
+        Y = LN(X) A,   dL/dLN(X) = G Aᵀ,   dL/dA = LN(X)ᵀ G with G = dL/dY
+
+    The norm itself keeps X too, so that with LN(X) computed again one tensor of all tokens less is held.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        normed: torch.Tensor,
+        matrix: torch.Tensor,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        return normed @ matrix
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        normed, *saved, ctx.eps = inputs
+        ctx.dtype = normed.dtype  # under autocast that of the weights, whatever the norm was given
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(normed, saved[0])  # not held beyond the forward
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        matrix, hidden_states, weight, bias = ctx.saved_tensors
+        gradient_normed = gradient_matrix = None
+        if ctx.needs_input_grad[0]:
+            gradient_normed = (gradient @ matrix.to(gradient.dtype).T).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            normed = nn.functional.layer_norm(hidden_states.to(ctx.dtype), weight.shape, weight, bias, ctx.eps)
+            normed = normed.to(gradient.dtype).reshape(-1, normed.shape[-1])
+            gradient_matrix = (normed.T @ gradient.reshape(-1, gradient.shape[-1])).to(matrix.dtype)
+        return gradient_normed, gradient_matrix, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_normed: torch.Tensor, tangent_matrix: torch.Tensor, *_: Any) -> torch.Tensor:
+        normed, matrix = ctx.saved_tensors
+        return tangent_normed @ matrix + normed @ tangent_matrix
+
+
+def normed_product(
+    normed: torch.Tensor, matrix: torch.Tensor, norm: nn.Module | None, norm_input: torch.Tensor | None
+) -> torch.Tensor:
+    """Return `normed @ matrix` with `normed = norm(norm_input)`, where possible without keeping `normed`.
+
+    That takes a norm which surely gave what `torch.nn.functional.layer_norm` will: a plain one, without hooks, which
+    may change what they are shown. Compilers decide for themselves what to keep.
+    """
+    if (
+        type(norm) is nn.LayerNorm
+        and type(norm.weight) is nn.Parameter  # no shard, nothing quantized or traced by a function transform
+        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
+        and not nn.modules.module._has_any_global_hook()
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        return NormedProduct.apply(normed, matrix, norm_input, norm.weight, norm.bias, norm.eps)
+    return normed @ matrix
 
 
 # Folded dictionaries for inference: dictionary -> (a copy of it, eta, M). An entry goes when its dictionary does, and
@@ -303,12 +376,19 @@ class CrateMaeISTA(nn.Module):
         self.step_size = step_size
         self.threshold = step_size * sparsity
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map `(..., d)` to the same shape."""
+    def forward(
+        self, hidden_states: torch.Tensor, norm: nn.Module | None = None, norm_input: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map `(..., d)` to the same shape.
+
+        Training takes less memory where `norm` and `norm_input` tell that the tokens are `norm(norm_input)`.
+        """
         if self.keeps_folded():
             step = hidden_states @ self.kept_folded_dictionary()
         elif self.folds(hidden_states):
-            step = hidden_states @ FoldDictionary.apply(self.dictionary, self.step_size)
+            folded = FoldDictionary.apply(self.dictionary, self.step_size)
+            norm = None if self._forward_pre_hooks else norm  # a hook may have changed the tokens
+            step = normed_product(hidden_states, folded, norm, norm_input)
         else:
             residual = hidden_states - nn.functional.linear(hidden_states, self.dictionary)
             step = self.step_size * (residual @ self.dictionary)
@@ -406,7 +486,7 @@ class CrateMaeLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         compressed, _ = self.mssa(self.layernorm_before(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(compressed))
-        return self.ista(self.layernorm_after(hidden_states))
+        return self.ista(self.layernorm_after(hidden_states), norm=self.layernorm_after, norm_input=hidden_states)
 
 
 class CrateMaeDecoderLayer(GradientCheckpointingLayer):
@@ -424,7 +504,8 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        hidden_states = nn.functional.linear(self.layernorm_before(hidden_states), self.dictionary)
+        normed = self.layernorm_before(hidden_states)
+        hidden_states = normed_product(normed, self.dictionary.T, self.layernorm_before, hidden_states)
         compressed, _ = self.mssa(self.layernorm_after(hidden_states), **kwargs)
         return hidden_states - self.dropout(compressed)
 
