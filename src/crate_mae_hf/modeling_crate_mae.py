@@ -265,7 +265,6 @@ class FoldDictionary(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, float], output: torch.Tensor) -> None:
         dictionary, ctx.step_size = inputs
         ctx.save_for_backward(dictionary)
-        ctx.save_for_forward(dictionary)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -274,12 +273,6 @@ class FoldDictionary(torch.autograd.Function):
         symmetric = gradient + gradient.T
         gradient = torch.addmm(gradient, dictionary_cast, symmetric, beta=ctx.step_size, alpha=-ctx.step_size)
         return gradient.to(dictionary.dtype), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> torch.Tensor:
-        (dictionary,) = ctx.saved_tensors
-        product = dictionary.T @ tangent
-        return ctx.step_size * (tangent - product - product.T)
 
 
 class NormedProduct(torch.autograd.Function):
@@ -308,7 +301,6 @@ class NormedProduct(torch.autograd.Function):
         normed, *saved, ctx.eps = inputs
         ctx.dtype = normed.dtype  # under autocast that of the weights, whatever the norm was given
         ctx.save_for_backward(*saved)
-        ctx.save_for_forward(normed, saved[0])  # not held beyond the forward
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -321,11 +313,6 @@ class NormedProduct(torch.autograd.Function):
             normed = normed.to(gradient.dtype).reshape(-1, normed.shape[-1])
             gradient_matrix = (normed.T @ gradient.reshape(-1, gradient.shape[-1])).to(matrix.dtype)
         return gradient_normed, gradient_matrix, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent_normed: torch.Tensor, tangent_matrix: torch.Tensor, *_: Any) -> torch.Tensor:
-        normed, matrix = ctx.saved_tensors
-        return tangent_normed @ matrix + normed @ tangent_matrix
 
 
 def normed_product(
