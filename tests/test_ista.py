@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crate_mae_hf import CrateMaeForPreTraining, CrateMaeModel
-from crate_mae_hf.modeling_crate_mae import CrateMaeISTA, FoldDictionary, _folded_dictionaries
+from crate_mae_hf import CrateMaeForPreTraining, CrateMaeModel, modeling_crate_mae
+from crate_mae_hf.modeling_crate_mae import CrateMaeISTA, FoldDictionary, _folded_dictionaries, normed_product
 
 # Largest error beside the largest value, by precision: a few roundings of products over up to 48 values.
 TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -108,6 +108,58 @@ def test_gradients_of_any_order():
     dictionary = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(FoldDictionary.apply, (dictionary, 0.1), fast_mode=False)
     assert torch.autograd.gradgradcheck(FoldDictionary.apply, (dictionary, 0.1))
+    norm = nn.LayerNorm(5, dtype=torch.float64)
+    nn.init.normal_(norm.weight)
+
+    def product(tokens, matrix):
+        return normed_product(norm(tokens), matrix, norm, tokens)
+
+    tokens = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    assert "NormedProduct" in type(product(tokens, dictionary).grad_fn).__name__
+    assert torch.autograd.gradcheck(product, (tokens, dictionary), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(product, (tokens, dictionary))
+
+
+def gradients_and_kept(model, pixel_values, autocast) -> tuple[dict[str, torch.Tensor], int]:
+    """Gradients by name, and the bytes that the forward keeps for them."""
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.detach())  # held, so that no later tensor takes its address
+        return tensor
+
+    model.zero_grad()
+    noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        loss = model(pixel_values, noise=noise).loss
+    loss.backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return gradients, sum(sizes.values())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("frozen", ["none", "dictionary", "layernorm"])
+@pytest.mark.parametrize("hook", ["none", "layernorm_after", "ista"])
+def test_norms_computed_again(config, pixel_values, monkeypatch, autocast, frozen, hook):
+    model = CrateMaeForPreTraining(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(frozen not in name)
+    layer = model.crate_mae.layers[1]
+    if hook == "layernorm_after":
+        layer.layernorm_after.register_forward_hook(lambda module, inputs, output: 2 * output)
+    elif hook == "ista":
+        layer.ista.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    actual, kept = gradients_and_kept(model, pixel_values, autocast)
+    monkeypatch.setattr(modeling_crate_mae, "normed_product", lambda normed, matrix, *_: normed @ matrix)
+    expected, plainly_kept = gradients_and_kept(model, pixel_values, autocast)
+    tolerance = 1e-2 if autocast else 1e-5
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+    if frozen != "dictionary":  # whose gradient alone takes the normed tokens
+        assert kept < plainly_kept
 
 
 def test_function_transforms():
