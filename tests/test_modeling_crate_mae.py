@@ -534,9 +534,10 @@ def test_parts_may_lie_on_disk(config, pixel_values, tmp_path, part):
     )
     assert any(parameter.device.type == "meta" for parameter in loaded.parameters())
     noise = torch.rand(2, 16)
-    with torch.no_grad():
-        expected, actual = model(pixel_values, noise=noise), loaded(pixel_values, noise=noise)
-    assert torch.equal(actual.logits, expected.logits)
+    for with_gradients in (False, True):
+        with torch.set_grad_enabled(with_gradients):
+            expected, actual = model(pixel_values, noise=noise), loaded(pixel_values, noise=noise)
+        assert torch.equal(actual.logits, expected.logits)
 
 
 # --- stochastic depth

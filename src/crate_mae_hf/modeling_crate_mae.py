@@ -275,6 +275,9 @@ class FoldDictionary(torch.autograd.Function):
         return gradient.to(dictionary.dtype), None
 
 
+NormInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]  # hidden_states, weight, bias, eps
+
+
 class NormedProduct(torch.autograd.Function):
     r"""Product of normed tokens with a matrix that keeps the norm's input for the backward, not its output.
 
@@ -315,13 +318,11 @@ class NormedProduct(torch.autograd.Function):
         return gradient_normed, gradient_matrix, None, None, None, None
 
 
-def normed_product(
-    normed: torch.Tensor, matrix: torch.Tensor, norm: nn.Module | None, norm_input: torch.Tensor | None
-) -> torch.Tensor:
-    """Return `normed @ matrix` with `normed = norm(norm_input)`, where possible without keeping `normed`.
+def inputs_of_norm(norm: nn.LayerNorm, hidden_states: torch.Tensor) -> NormInputs | None:
+    """Return what `torch.nn.functional.layer_norm` takes to compute `norm(hidden_states)` again in a backward.
 
-    That takes a norm which surely gave what `torch.nn.functional.layer_norm` will: a plain one, without hooks, which
-    may change what they are shown. Compilers decide for themselves what to keep.
+    None where it may give something else: for a norm that is not plain, or has hooks, which may change what they are
+    shown. Compilers decide for themselves what to keep.
     """
     if (
         type(norm) is nn.LayerNorm
@@ -331,8 +332,13 @@ def normed_product(
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     ):
-        return NormedProduct.apply(normed, matrix, norm_input, norm.weight, norm.bias, norm.eps)
-    return normed @ matrix
+        return hidden_states, norm.weight, norm.bias, norm.eps
+    return None
+
+
+def normed_product(normed: torch.Tensor, matrix: torch.Tensor, inputs: NormInputs | None) -> torch.Tensor:
+    """Return `normed @ matrix`, without keeping `normed` where its norm's inputs are given."""
+    return normed @ matrix if inputs is None else NormedProduct.apply(normed, matrix, *inputs)
 
 
 # Folded dictionaries for inference: dictionary -> (a copy of it, eta, M). An entry goes when its dictionary does, and
@@ -363,19 +369,14 @@ class CrateMaeISTA(nn.Module):
         self.step_size = step_size
         self.threshold = step_size * sparsity
 
-    def forward(
-        self, hidden_states: torch.Tensor, norm: nn.Module | None = None, norm_input: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Map `(..., d)` to the same shape.
-
-        Training takes less memory where `norm` and `norm_input` tell that the tokens are `norm(norm_input)`.
-        """
+    def forward(self, hidden_states: torch.Tensor, norm_inputs: NormInputs | None = None) -> torch.Tensor:
+        """Map `(..., d)` to the same shape; with the inputs of the norm that gave the tokens, training keeps less."""
         if self.keeps_folded():
             step = hidden_states @ self.kept_folded_dictionary()
         elif self.folds(hidden_states):
             folded = FoldDictionary.apply(self.dictionary, self.step_size)
-            norm = None if self._forward_pre_hooks else norm  # a hook may have changed the tokens
-            step = normed_product(hidden_states, folded, norm, norm_input)
+            norm_inputs = None if self._forward_pre_hooks else norm_inputs  # a hook may have changed the tokens
+            step = normed_product(hidden_states, folded, norm_inputs)
         else:
             residual = hidden_states - nn.functional.linear(hidden_states, self.dictionary)
             step = self.step_size * (residual @ self.dictionary)
@@ -473,7 +474,8 @@ class CrateMaeLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         compressed, _ = self.mssa(self.layernorm_before(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(compressed))
-        return self.ista(self.layernorm_after(hidden_states), norm=self.layernorm_after, norm_input=hidden_states)
+        normed = self.layernorm_after(hidden_states)
+        return self.ista(normed, norm_inputs=inputs_of_norm(self.layernorm_after, hidden_states))
 
 
 class CrateMaeDecoderLayer(GradientCheckpointingLayer):
@@ -492,7 +494,8 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         normed = self.layernorm_before(hidden_states)
-        hidden_states = normed_product(normed, self.dictionary.T, self.layernorm_before, hidden_states)
+        inputs = inputs_of_norm(self.layernorm_before, hidden_states)
+        hidden_states = normed_product(normed, self.dictionary.T, inputs)
         compressed, _ = self.mssa(self.layernorm_after(hidden_states), **kwargs)
         return hidden_states - self.dropout(compressed)
 
