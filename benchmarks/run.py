@@ -187,9 +187,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             ax.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         ax.set_yticks([i + 0.4 - 0.4 / len(batch_sizes) for i in range(len(names))], [LABELS[name] for name in names])
         ax.invert_yaxis()
-        ax.margins(x=0.15)
+        ax.margins(x=0.2)
         ax.set(title=", ".join(panel), xlabel="images a second")
-        ax.legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(batch_sizes))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
