@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import interleave, markdown_table, summarize
+from benchmarks.measure import interleave, keep_freed_memory, markdown_table, summarize
 from benchmarks.models import Size, Step
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor
 from crate_mae_hf.training.augmentation import build_train_transform
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     if min(args.photo_size) < 32 or args.num_images < args.batch_size:
         parser.error("`--photo_size` must be at least 32 x 32, and `--num_images` a batch or more.")
 
+    keep_freed_memory()
     config = CrateMaeConfig(image_size=args.image_size, patch_size=args.patch_size)
     size = {"height": args.image_size, "width": args.image_size}
     transform = build_train_transform(CrateMaeImageProcessor(crop_size=size))

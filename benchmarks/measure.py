@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved timing, peak memory, and a description of the machine."""
 
+import ctypes
 import platform
 import statistics
 import time
@@ -10,6 +11,21 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+# Parameters of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed tensors' memory for the next ones.
+
+    By default glibc gives it back to the system and takes it anew, with a page fault for every 4 KiB. Other C libraries
+    are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
 
 def synchronize(device: str) -> None:
     """Wait for the device, so that a clock sees its work."""
@@ -18,7 +34,7 @@ def synchronize(device: str) -> None:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], None]], rounds: int, device: str, description: str, warmup: int = 1
+    candidates: Mapping[str, Callable[[], None]], rounds: int, device: str, description: str, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Time candidates in turns, so that whatever else the machine does meets all of them alike.
 

@@ -11,7 +11,14 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.measure import describe_machine, interleave, markdown_table, resident_memory, summarize
+from benchmarks.measure import (
+    describe_machine,
+    interleave,
+    keep_freed_memory,
+    markdown_table,
+    resident_memory,
+    summarize,
+)
 from benchmarks.models import LABELS, MODELS, Size, Step
 
 PRODUCTS = 10  # products in one timing of the plain product
@@ -36,6 +43,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each model")
+    parser.add_argument("--default_allocator", action="store_true", help="let glibc give freed memory back")
     parser.add_argument("--skip_memory", action="store_true", help="do not measure memory, in a process a model")
     for name in ("hidden_size", "num_layers", "num_heads", "image_size", "patch_size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Size, name))
@@ -196,6 +204,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_args(arguments)
+    if not args.default_allocator:
+        keep_freed_memory()
     size = Size(args.hidden_size, args.num_layers, args.num_heads, args.image_size, args.patch_size)
     results = []
     for mode in args.mode:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.measure import describe_machine, interleave, markdown_table, summarize
+from benchmarks.measure import describe_machine, interleave, keep_freed_memory, markdown_table, summarize
 from benchmarks.models import Size, Step
 from benchmarks.run import count_operations
 
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("`--rounds` and `--batch_size` must be at least 1.")
     if (args.output_dir / "scaling.json").exists():
         parser.error(f"`--output_dir`: {args.output_dir} holds results already.")
+    keep_freed_memory()
     base = Size(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Size)})
 
     results: dict[str, dict[str, Any]] = {}
@@ -110,8 +111,9 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         ax.loglog(values, seconds, "o-", label=f"time, exponent {result['exponent']:.2f}")
         scale = np.exp(np.mean(np.log(seconds / operations)))
         ax.loglog(values, scale * operations, "--", label=f"operations, {result['expected_exponent']:.2f}")
+        ax.minorticks_off()
         ax.set_xticks(values, [f"{value:g}" for value in values])
-        ax.xaxis.minorticks_off()
+        ax.set_yticks(seconds, [f"{value:.2g}" for value in seconds])
         ax.set(xlabel=name, ylabel="seconds, forward and backward")
         ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)

@@ -1,6 +1,10 @@
 """The benchmarks on models that take no time, and the literal port against the model."""
 
 import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +92,37 @@ def test_folding_saves_the_operations_it_claims():
     fewer += 2 * 3 * (tokens - masked) * width * 192  # the last product for visible patches
     fewer -= 2 * 2 * 2 * 3 * 65**2 * 16  # in both layers SDPA's backward computes the attention map again
     assert counts["literal"] - counts["crate_mae"] == fewer
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept():
+    script = """
+import resource, sys, torch
+from benchmarks.measure import keep_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MiB, which glibc gives back at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+page_faults()
+print(page_faults())
+"""
+    kept, given_back = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script, argument],
+                cwd=Path(__file__).parents[1],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for argument in ("keep", "default")
+    )
+    assert kept < given_back / 4
 
 
 def test_peak_memory_grows_with_the_batch():
