@@ -107,8 +107,7 @@ def page_faults():
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
-page_faults()
-print(page_faults())
+print([page_faults() for _ in range(6)][-1])  # small allocations may take the first blocks that become free
 """
     kept, given_back = (
         int(

@@ -314,7 +314,11 @@ class NormedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             normed = nn.functional.layer_norm(hidden_states.to(ctx.dtype), weight.shape, weight, bias, ctx.eps)
             normed = normed.to(gradient.dtype).reshape(-1, normed.shape[-1])
-            gradient_matrix = (normed.T @ gradient.reshape(-1, gradient.shape[-1])).to(matrix.dtype)
+            gradient = gradient.reshape(-1, gradient.shape[-1])
+            # Laid out as the matrix is: autograd would copy the gradient of a transposed dictionary otherwise.
+            transposed = matrix.stride(0) == 1
+            gradient_matrix = (gradient.T @ normed).T if transposed else normed.T @ gradient
+            gradient_matrix = gradient_matrix.to(matrix.dtype)
         return gradient_normed, gradient_matrix, None, None, None, None
 
 
