@@ -134,6 +134,19 @@ def test_gradients_of_any_order():
     assert torch.autograd.gradgradcheck(product, (tokens, dictionary))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_are_laid_out_as_weights(transposed):
+    norm, tokens = nn.LayerNorm(5), torch.randn(2, 3, 5)
+    dictionary = torch.randn(5, 5, requires_grad=True)
+    matrix = dictionary.T if transposed else dictionary
+    (gradient,) = torch.autograd.grad(
+        normed_product(norm(tokens), matrix, inputs_of_norm(norm, tokens)).square().sum(), dictionary
+    )
+    (expected,) = torch.autograd.grad((norm(tokens) @ matrix).square().sum(), dictionary)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.is_contiguous()  # or accumulating it would copy
+
+
 def gradients_and_kept(model, pixel_values, autocast) -> tuple[dict[str, torch.Tensor], int]:
     """Gradients by name, and the bytes that the forward keeps for them."""
     kept = []
