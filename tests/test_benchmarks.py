@@ -1,6 +1,7 @@
 """The benchmarks on models that take no time, and the literal port against the model."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -109,11 +110,13 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 print([page_faults() for _ in range(6)][-1])  # small allocations may take the first blocks that become free
 """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     kept, given_back = (
         int(
             subprocess.run(
                 [sys.executable, "-c", script, argument],
                 cwd=Path(__file__).parents[1],
+                env=environment,
                 check=True,
                 capture_output=True,
                 text=True,
