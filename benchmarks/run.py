@@ -192,7 +192,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             height = 0.8 / len(batch_sizes)
             positions = [i + number * height for i in range(len(names))]
             bars = ax.barh(positions, values, height, label=f"batch {batch_size}")
-            ax.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+            ax.bar_label(bars, [f"{v:.3g}" if v < 1000 else f"{v:.0f}" for v in values], padding=2, fontsize=8)
         ax.set_yticks([i + 0.4 - 0.4 / len(batch_sizes) for i in range(len(names))], [LABELS[name] for name in names])
         ax.invert_yaxis()
         ax.margins(x=0.2)
