@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crate_mae_hf import CrateMaeConfig
-from crate_mae_hf.configuration_crate_mae import to_pair
+from crate_mae_hf.configuration_crate import to_pair
 from crate_mae_hf.modeling_crate_mae import sincos_position_table
 
 

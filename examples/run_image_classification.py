@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeImageProcessor
-from crate_mae_hf.configuration_crate_mae import to_pair
+from crate_mae_hf.configuration_crate import to_pair
 from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
 from crate_mae_hf.training.arguments import (
     ScriptTrainingArguments,

@@ -45,7 +45,7 @@ from crate_mae_hf.analysis import (
 )
 from crate_mae_hf.analysis.layers import DESCRIPTIONS
 from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table, text_table, write_table
-from crate_mae_hf.configuration_crate_mae import to_pair
+from crate_mae_hf.configuration_crate import to_pair
 from crate_mae_hf.training.arguments import clear_errors, parse_arguments
 from crate_mae_hf.training.data import decode, select_image_column
 

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.utils import is_torchvision_available
 
-from .configuration_crate import CrateConfig
-from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig
+from .configuration_crate import CrateConfig, CrateEncoderConfig
+from .configuration_crate_mae import CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
 from .modeling_crate_mae import (

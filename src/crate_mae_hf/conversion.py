@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .configuration_crate import CrateConfig
-from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig, Size
+from .configuration_crate import CrateConfig, CrateEncoderConfig, ImageSize
+from .configuration_crate_mae import CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor
 from .modeling_crate import CrateForImageClassification
 from .modeling_crate_mae import CrateMaeForPreTraining, sincos_position_table
@@ -409,7 +409,7 @@ def format_report(report: Sequence[KeyReport]) -> str:
 
 
 def convert_checkpoint(
-    checkpoint: str | Path, output_dir: str | Path, *, image_size: Size | None = None, **settings: Any
+    checkpoint: str | Path, output_dir: str | Path, *, image_size: ImageSize | None = None, **settings: Any
 ) -> list[KeyReport]:
     """Convert an official checkpoint to a folder that the Auto classes load.
 

@@ -20,8 +20,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 import crate_mae_hf
 
-from .configuration_crate import CrateConfig
-from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig
+from .configuration_crate import CrateConfig, CrateEncoderConfig
+from .configuration_crate_mae import CrateMaeConfig
 
 PICTURE = "reconstruction.png"
 # The metrics of a Trainer, and of whatever measured the model afterwards.

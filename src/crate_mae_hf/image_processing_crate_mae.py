@@ -22,7 +22,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 from typing_extensions import Self
 
-from .configuration_crate_mae import CrateEncoderConfig, to_pair
+from .configuration_crate import CrateEncoderConfig, to_pair
 
 if TYPE_CHECKING:
     # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during

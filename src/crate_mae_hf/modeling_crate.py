@@ -16,8 +16,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_crate import CrateConfig
-from .configuration_crate_mae import Size, to_pair
+from .configuration_crate import CrateConfig, ImageSize, to_pair
 from .modeling_crate_mae import (
     CrateEncoderPreTrainedModel,
     CrateMaeBackbone,
@@ -92,7 +91,7 @@ class CratePreTrainedModel(CrateEncoderPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def set_image_size(self, image_size: Size) -> None:
+    def set_image_size(self, image_size: ImageSize) -> None:
         """Make this a model for images of another size, by interpolating its learned positions.
 
         `interpolate_pos_encoding=True` does the same for a single call; this is for training on, and for saving.

@@ -22,7 +22,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_crate_mae import CrateEncoderConfig, CrateMaeConfig, to_pair
+from .configuration_crate import CrateEncoderConfig, to_pair
+from .configuration_crate_mae import CrateMaeConfig
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..configuration_crate_mae import to_pair
+from ..configuration_crate import to_pair
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..configuration_crate_mae import to_pair
+from ..configuration_crate import to_pair
 from ..inference import inference
 from .models import check_pixel_values, patch_grid, predict_patches
 

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..configuration_crate_mae import to_pair
+from ..configuration_crate import to_pair
 from ..modeling_crate_mae import sincos_position_table
 
 logger = logging.get_logger(__name__)

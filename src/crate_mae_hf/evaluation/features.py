@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..configuration_crate_mae import to_pair
+from ..configuration_crate import to_pair
 from ..image_processing_crate_mae import pil_to_array
 from ..inference import inference
 

@@ -18,7 +18,8 @@ from datasets.utils.file_utils import xopen
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..configuration_crate_mae import CrateMaeConfig, to_pair
+from ..configuration_crate import to_pair
+from ..configuration_crate_mae import CrateMaeConfig
 
 logger = logging.get_logger(__name__)
 

@@ -1,0 +1,255 @@
+"""Image processors of CRATE-MAE and CRATE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
+from typing_extensions import Self
+
+from .configuration_crate_mae import CrateEncoderConfig, to_pair
+
+if TYPE_CHECKING:
+    # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during
+    # training saves the image processor and nothing else with code, so the models' files have to come along with it.
+    from .modeling_crate import CrateModel  # noqa: F401 (imports those of CRATE-MAE)
+
+# Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
+LUMA = (0.299, 0.587, 0.114)
+# Pillow's modes of 16 bit grey images; a 16 bit PNG may also come as "I".
+MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# Up to this size the whole image is taken; above it the papers resize to 256 / 224 of the size and crop the centre.
+SMALL_IMAGE = 64
+
+
+class CrateMaeImageProcessorKwargs(ImagesKwargs, total=False):
+    """Arguments of the image processors beyond the standard ones.
+
+    num_channels (`int`, *optional*, defaults to 3):
+        Number of channels that the model takes.
+    """
+
+    num_channels: int
+
+
+def to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """Round 16 bit values to 8 bits."""
+    return np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
+
+
+def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
+    """Return an image of any mode as an array, with its transparency over white.
+
+    Args:
+        image: The image.
+        num_channels: 1 for `(height, width)` in grey, 3 for `(height, width, 3)` in colour; otherwise the image's own.
+    """
+    if image.mode in ("La", "RGBa"):  # premultiplied by their alpha channel
+        image = image.convert(image.mode.upper())
+    if image.mode in MODES_16_BIT:
+        image = PIL.Image.fromarray(to_eight_bits(np.asarray(image)))
+    if num_channels not in (1, 3):
+        return np.asarray(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return np.asarray(image.convert("L") if num_channels == 1 else image)
+
+
+def adapt_channels(
+    image: torch.Tensor, num_channels: int, input_data_format: str | ChannelDimension | None
+) -> torch.Tensor:
+    """Return an image of any layout as `(num_channels, height, width)`.
+
+    Ordinary pictures (`num_channels` 1 or 3) may come grey, in colour, or in colour with an alpha channel, which goes
+    over white (255, or 1 for floats); 16 bit values are rounded to 8. Images of any other number of channels are
+    taken as they are. Integers of other than 8 bits come back as float32, which can be resized without overflow.
+
+    Raises:
+        ValueError: If the image has a number of channels that cannot become `num_channels`.
+    """
+    if image.ndim == 2:
+        image = image.unsqueeze(0)
+        input_data_format = ChannelDimension.FIRST
+    accepted = (1, 3, 4) if num_channels in (1, 3) else (num_channels,)
+    if input_data_format is None and (image.shape[0] in accepted or image.shape[2] in accepted):
+        input_data_format = infer_channel_dimension_format(cast(Any, image), accepted)
+    if input_data_format == ChannelDimension.LAST:
+        image = image.permute(2, 0, 1)
+    if image.shape[0] not in accepted:
+        raise ValueError(
+            f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
+            f"{num_channels}`, got an image of shape {tuple(image.shape)}."
+        )
+    is_picture, is_integer = num_channels in (1, 3), not image.is_floating_point()
+    if is_picture and image.dtype == torch.uint16:
+        image = torch.from_numpy(to_eight_bits(image.numpy()))
+    if is_integer and image.dtype != torch.uint8:
+        image = image.float()
+    if not is_picture:
+        return image
+    dtype = image.dtype
+    if image.shape[0] == 4:
+        white = 255 if is_integer else 1
+        opacity = image[3:] / white
+        image = image[:3] * opacity + white * (1 - opacity)
+    if image.shape[0] == 3 and num_channels == 1:
+        image = torch.tensordot(torch.tensor(LUMA, device=image.device), image.float(), dims=1).unsqueeze(0)
+    if image.dtype != dtype:
+        image = image.round().to(dtype)
+    return image.expand(num_channels, -1, -1)
+
+
+def to_tensor(
+    image: ImageInput, num_channels: int, input_data_format: str | ChannelDimension | None = None
+) -> torch.Tensor:
+    """Return any image as a tensor `(num_channels, height, width)`, in 8 bits where the image has 8 or 16."""
+    if isinstance(image, PIL.Image.Image):
+        image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.LAST
+    tensor = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+    return adapt_channels(tensor, num_channels, input_data_format)
+
+
+class CrateMaeImageProcessorMixin(BaseImageProcessor):
+    """Settings of both image processors, and the way any image becomes an array of `num_channels` channels.
+
+    Images are resized to 256 pixels on the shorter edge (bicubic), cropped to the central 224 x 224, scaled to [0, 1]
+    and normalised by the mean and standard deviation of ImageNet. Every setting is an argument of the constructor and
+    of the call, named as in Transformers' own processors, plus `num_channels`.
+
+    Images may be Pillow images of any mode, NumPy arrays or torch tensors, channels first or last, alone, in a list of
+    mixed sizes or in a batch. With `num_channels` 3 or 1 pictures become colour or grey; with `do_convert_rgb=False`
+    they are taken with the channels they have.
+    """
+
+    valid_kwargs = CrateMaeImageProcessorKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    num_channels = 3
+
+    @classmethod
+    def from_config(
+        cls,
+        config: CrateEncoderConfig,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+    ) -> Self:
+        """Return an image processor for the images that a model takes.
+
+        Square images are cropped from the centre, as 224 from 256, or whole where they have no more than 64 pixels;
+        others are resized.
+
+        Args:
+            config: Of the model.
+            image_mean: Mean of each channel in [0, 1]. When left out ImageNet's for three channels, otherwise 0.5.
+            image_std: Standard deviation of each channel, likewise.
+
+        Raises:
+            ValueError: If there is not one value a channel.
+        """
+        height, width = to_pair(config.image_size)
+        crop_size = {"height": height, "width": width}
+        settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": crop_size, "size": crop_size}
+        if height == width:
+            settings["size"] = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if values is not None and len(values) != config.num_channels:
+                raise ValueError(f"`{name}` must have {config.num_channels} values, one a channel, got {values}.")
+            if values is not None:
+                settings[name] = list(values)
+            elif config.num_channels != 3:
+                settings[name] = [0.5] * config.num_channels
+        return cls(**settings)
+
+    def _validate_preprocess_kwargs(
+        self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any
+    ) -> None:
+        super()._validate_preprocess_kwargs(*args, **kwargs)
+        for name in ("image_mean", "image_std"):
+            values = kwargs[name] if do_convert_rgb and kwargs.get("do_normalize") else None
+            if isinstance(values, (list, tuple)) and len(values) not in (1, num_channels):
+                raise ValueError(
+                    f"`{name}` must be one number or have {num_channels} values, one a channel (`num_channels="
+                    f"{num_channels}`), got {values}."
+                )
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
+        def with_channels(image: Any) -> Any:
+            return image[None] if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 else image
+
+        images = [with_channels(image) for image in images] if isinstance(images, list) else with_channels(images)
+        return super()._prepare_images_structure(images, expected_ndims)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        num_channels: int = 3,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if do_convert_rgb:
+            image = to_tensor(image, num_channels, input_data_format)
+            input_data_format = ChannelDimension.FIRST
+        return super().process_image(image, input_data_format=input_data_format, **kwargs)
+
+
+class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):  # type: ignore[misc]
+    """The image processor on Pillow and NumPy; settings as in [`CrateMaeImageProcessorMixin`]."""
+
+    def resize(
+        self,
+        image: np.ndarray,
+        size: SizeDict,
+        resample: PILImageResampling | None = None,
+        reducing_gap: int | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        if image.dtype == np.uint8 and image.shape[0] in (1, 3):
+            return super().resize(image, size, resample, reducing_gap, **kwargs)
+        # Pillow has no mode for several channels of numbers: each goes through its mode of 32 bit floats.
+        if size.shortest_edge:
+            height, width = get_resize_output_image_size(
+                image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
+            )
+        else:
+            height, width = size.height, size.width
+        channels = [PIL.Image.fromarray(channel.astype(np.float32)) for channel in image]
+        return np.stack([np.asarray(channel.resize((width, height), resample)) for channel in channels])
+
+
+if is_torchvision_available():
+
+    class CrateMaeImageProcessor(CrateMaeImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]
+        """The image processor on torchvision; settings as in [`CrateMaeImageProcessorMixin`]."""
+
+else:
+    CrateMaeImageProcessor = CrateMaeImageProcessorPil  # type: ignore[assignment, misc]
+
+
+__all__ = ["CrateMaeImageProcessor", "CrateMaeImageProcessorPil"]
