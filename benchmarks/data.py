@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from benchmarks.measure import interleave, keep_freed_memory, markdown_table, summarize
 from benchmarks.models import Size, Step
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor
-from crate_mae_hf.training.augmentation import build_train_transform
-from crate_mae_hf.training.data import MaskingDataset
+from crate_mae_hf.data.augmentation import build_train_transform
+from crate_mae_hf.data.masks import MaskingDataset
 
 
 def make_photos(number: int, height: int, width: int) -> list[dict[str, dict]]:

@@ -25,13 +25,14 @@ from crate_mae_hf import CrateMaeForPreTraining, CrateMaeImageProcessor
 from crate_mae_hf import __version__ as version
 from crate_mae_hf.analysis.figures import reconstruction_grid
 from crate_mae_hf.analysis.reconstruction import reconstruct
+from crate_mae_hf.cli import clear_errors
+from crate_mae_hf.data.augmentation import build_eval_transform
+from crate_mae_hf.data.images import select_image_column
+from crate_mae_hf.data.masks import MaskingDataset
 from crate_mae_hf.evaluation.features import available_features, extract_features, image_batches, select_features
 from crate_mae_hf.evaluation.probes import linear_probe
 from crate_mae_hf.evaluation.reconstruction import reconstruction_errors
-from crate_mae_hf.training.arguments import clear_errors
-from crate_mae_hf.training.augmentation import build_eval_transform
 from crate_mae_hf.training.curves import loss_curve
-from crate_mae_hf.training.data import MaskingDataset, select_image_column
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"

@@ -25,9 +25,9 @@ import yaml
 from transformers import AutoModelForImageClassification
 
 from crate_mae_hf import CrateConfig
-from crate_mae_hf.analysis.report import Row, markdown_table, text_table
+from crate_mae_hf.cli import clear_errors, parse_overrides
 from crate_mae_hf.evaluation.results import library_versions
-from crate_mae_hf.training.arguments import clear_errors, parse_overrides
+from crate_mae_hf.tables import Row, markdown_table, text_table
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"

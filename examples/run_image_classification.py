@@ -31,22 +31,17 @@ from transformers import (
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeImageProcessor
+from crate_mae_hf.cli import clear_errors, parse_arguments, parse_overrides
 from crate_mae_hf.configuration_crate import to_pair
-from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
-from crate_mae_hf.training.arguments import (
-    ScriptTrainingArguments,
-    clear_errors,
-    find_checkpoint,
-    parse_arguments,
-    parse_overrides,
-)
-from crate_mae_hf.training.augmentation import (
+from crate_mae_hf.data.augmentation import (
     ClassificationAugmentationArguments,
     MixingCollator,
     build_eval_transform,
     build_train_transform,
 )
-from crate_mae_hf.training.classification_data import LabelledDataArguments, LabelledDataset, load_labelled_datasets
+from crate_mae_hf.data.labels import LabelledDataArguments, LabelledDataset, load_labelled_datasets
+from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
+from crate_mae_hf.training.arguments import ScriptTrainingArguments, find_checkpoint
 from crate_mae_hf.training.classification_trainer import ClassificationTrainer, freeze_encoder
 from crate_mae_hf.training.publishing import push_run
 

@@ -29,7 +29,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 import crate_mae_hf  # noqa: F401 (registers the Auto classes)
-from crate_mae_hf.analysis.report import Row, markdown_table, text_table
+from crate_mae_hf.cli import clear_errors, parse_arguments
+from crate_mae_hf.data.images import decode, image_bytes
+from crate_mae_hf.data.labels import LabelledDataArguments, load_labelled_datasets
 from crate_mae_hf.evaluation.cache import FeatureCache, digest_bytes, feature_settings
 from crate_mae_hf.evaluation.encoders import load_encoder, load_image_processor, random_encoder
 from crate_mae_hf.evaluation.features import (
@@ -43,9 +45,7 @@ from crate_mae_hf.evaluation.features import (
 from crate_mae_hf.evaluation.probes import C_GRID, HELD_OUT, check_labels, linear_probe, nearest_neighbours
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.inference import inference
-from crate_mae_hf.training.arguments import clear_errors, parse_arguments
-from crate_mae_hf.training.classification_data import LabelledDataArguments, load_labelled_datasets
-from crate_mae_hf.training.data import decode, image_bytes
+from crate_mae_hf.tables import Row, markdown_table, text_table
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist_sample"
 FEATURE_CACHE = Path.home() / ".cache" / "crate_mae_hf" / "features"

@@ -17,15 +17,11 @@ from transformers import AutoConfig, AutoImageProcessor, set_seed
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining, CrateMaeImageProcessor
-from crate_mae_hf.training.arguments import (
-    ScriptTrainingArguments,
-    clear_errors,
-    find_checkpoint,
-    parse_arguments,
-    parse_overrides,
-)
-from crate_mae_hf.training.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
-from crate_mae_hf.training.data import DataArguments, load_datasets
+from crate_mae_hf.cli import clear_errors, parse_arguments, parse_overrides
+from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
+from crate_mae_hf.data.images import DataArguments
+from crate_mae_hf.data.masks import load_datasets
+from crate_mae_hf.training.arguments import ScriptTrainingArguments, find_checkpoint
 from crate_mae_hf.training.publishing import push_run
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
 

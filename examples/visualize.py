@@ -44,10 +44,11 @@ from crate_mae_hf.analysis import (
     reconstruct_whole,
 )
 from crate_mae_hf.analysis.layers import DESCRIPTIONS
-from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table, text_table, write_table
+from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table
+from crate_mae_hf.cli import clear_errors, parse_arguments
 from crate_mae_hf.configuration_crate import to_pair
-from crate_mae_hf.training.arguments import clear_errors, parse_arguments
-from crate_mae_hf.training.data import decode, select_image_column
+from crate_mae_hf.data.images import decode, select_image_column
+from crate_mae_hf.tables import text_table, write_table
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist_sample"
 SUMMARY = ("subspace_rate_before_unit", "subspace_rate_after_unit", "nonzero_share", "mssa_energy", "dictionary_defect")

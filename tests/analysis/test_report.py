@@ -5,7 +5,8 @@ import csv
 import json
 import math
 
-from crate_mae_hf.analysis.report import html_page, html_picture, html_table, text_table, write_table
+from crate_mae_hf.analysis.report import html_page, html_picture, html_table
+from crate_mae_hf.tables import text_table, write_table
 
 ROWS = [{"part": "encoder", "layer": 1, "rate": 1234.5678}, {"part": "<decoder>", "rate": math.nan, "error": 0.25}]
 

@@ -1,13 +1,11 @@
-"""Tables as CSV and JSON, and one HTML page that holds pictures and tables and needs no other file."""
+"""One HTML page that holds pictures and tables and needs no other file."""
 
 import base64
-import csv
 import html
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from ..tables import Row, column_names, format_value
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -17,47 +15,6 @@ table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabula
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 dt { font-family: monospace; } dd { margin: 0 0 .3rem 2rem; }
 """
-
-Row = dict[str, Any]
-
-
-def write_table(rows: Sequence[Row], path: Path) -> None:
-    """Write rows to `path` with the suffixes `.csv` and `.json`; what a row does not have is empty, NaN is null."""
-    names = column_names(rows)
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    records = [
-        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-        for row in rows
-    ]
-    path.with_suffix(".json").write_text(json.dumps(records, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def column_names(rows: Sequence[Row]) -> list[str]:
-    """Return the keys of all rows, in the order of their first appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def format_value(value: Any) -> str:
-    """Return a number with four significant digits, anything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def text_table(rows: Sequence[Row]) -> str:
-    """Return rows as aligned text."""
-    names = column_names(rows)
-    cells = [names, *([format_value(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table."""
-    names = column_names(rows)
-    cells = [names, ["---"] * len(names), *([format_value(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells) + "\n"
 
 
 def html_table(rows: Sequence[Row]) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from ..data.images import ImageArguments
 from ..hub import create_model_card, push_folder
-from .data import ImageArguments
 
 # What every model card says of a run; scripts add to it.
 RECIPE = (

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .data import SeededDataset
+from ..data.seeded import SeededDataset
 
 
 class NonFiniteLossError(ValueError):

@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from crate_mae_hf.training.classification_data import LabelledDataArguments, load_labelled_datasets
+from crate_mae_hf.data.labels import LabelledDataArguments, load_labelled_datasets
 
 
 def picture(number: int) -> PIL.Image.Image:

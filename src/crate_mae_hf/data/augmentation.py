@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from ..image_processing_crate_mae import to_tensor
-from .data import seeded
+from .seeded import seeded
 
 
 @dataclass

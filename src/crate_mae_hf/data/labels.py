@@ -10,7 +10,8 @@ import datasets
 import PIL.Image
 import torch
 
-from .data import IMAGE_SUFFIXES, ImageArguments, SeededDataset, drop_bad_images, find_image_column, load_splits
+from .images import IMAGE_SUFFIXES, ImageArguments, drop_bad_images, find_image_column, load_splits
+from .seeded import SeededDataset
 
 # Types of a column that can hold classes; a column without any value gets an error of its own.
 CLASS_TYPES = ("int", "uint", "bool", "string", "large_string", "null")

@@ -3,7 +3,8 @@ from dataclasses import dataclass, field
 import pytest
 from transformers import TrainingArguments
 
-from crate_mae_hf.training.arguments import clear_errors, find_checkpoint, parse_arguments
+from crate_mae_hf.cli import clear_errors, parse_arguments
+from crate_mae_hf.training.arguments import find_checkpoint
 
 
 @dataclass

@@ -1,25 +1,17 @@
-"""Images for pre-training: from the Hub, from folders or streamed, with crops and masks that the seed decides alone."""
+"""Images: which ones, from the Hub, from folders or streamed; undecoded until they are asked for."""
 
 import io
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import PIL.Image
 import PIL.ImageOps
-import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.file_utils import xopen
-from tqdm.auto import tqdm
 from transformers.utils import logging
-
-from ..configuration_crate import to_pair
-from ..configuration_crate_mae import CrateMaeConfig
 
 logger = logging.get_logger(__name__)
 
@@ -202,154 +194,3 @@ def drop_bad_images(dataset: datasets.Dataset, min_size: tuple[int, int], num_pr
     if not len(kept):
         raise ValueError("None of the images can be used.")
     return kept
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Let PyTorch's default generator draw from a seed, and go on as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-class SeededDataset(torch.utils.data.Dataset, ABC):
-    """Images with everything random about them a function of (seed, epoch, index).
-
-    What is drawn does not depend on the number of processes, data loader workers or gradient accumulation steps nor on
-    where a run was interrupted; it differs between images and epochs, and so between ranks.
-
-    Args:
-        records: Undecoded images under the key "image", by index.
-        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
-        min_size: Smallest usable (height, width), the size of a patch.
-        seed: Two runs with the same seed see the same draws.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Mapping[str, Any]],
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
-        min_size: tuple[int, int],
-        seed: int,
-    ):
-        self.records = records
-        self.transform = transform
-        self.min_size = min_size
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # reaches workers that outlive an epoch
-
-    @abstractmethod
-    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the item of a transformed image; may draw from PyTorch's default generator."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw anew from here on."""
-        self.epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
-        image = decode(record["image"], self.min_size, f"number {index}")
-        (item_seed,) = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
-        with seeded(int(item_seed)):
-            return self.build_item(self.transform(image), record)
-
-
-class MaskingDataset(SeededDataset):
-    """Images for pre-training; crop, flip and mask are a function of (seed, epoch, index).
-
-    Each item is `pixel_values` `(num_channels, height, width)` and `noise` `(num_patches,)`, which decides the mask.
-
-    Args:
-        records: Undecoded images under the key "image", by index.
-        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
-        config: Of the model.
-        seed: Two runs with the same seed see the same crops and masks.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[Mapping[str, Any]],
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
-        config: CrateMaeConfig,
-        seed: int,
-    ):
-        super().__init__(records, transform, to_pair(config.patch_size), seed)
-        self.num_patches = config.grid_size[0] * config.grid_size[1]
-
-    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
-        return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}
-
-
-def stream_images(
-    dataset: datasets.IterableDataset,
-    transform: Callable[[PIL.Image.Image], torch.Tensor],
-    min_size: tuple[int, int],
-    args: DataArguments,
-    seed: int,
-) -> datasets.IterableDataset:
-    """Shuffle and transform images while they are read. Masks are drawn by the model."""
-    if args.skip_bad_images:
-        dataset = dataset.filter(is_readable, fn_kwargs={"min_size": min_size})
-    dataset = dataset.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
-    return dataset.map(
-        lambda record: {"pixel_values": transform(decode(record["image"], min_size, "in the stream"))},
-        remove_columns=["image"],
-    )
-
-
-def load_datasets(
-    args: DataArguments,
-    config: CrateMaeConfig,
-    train_transform: Callable[[PIL.Image.Image], torch.Tensor],
-    eval_transform: Callable[[PIL.Image.Image], torch.Tensor],
-    seed: int,
-) -> tuple[Any, MaskingDataset]:
-    """Return the training and the evaluation images that the arguments name.
-
-    Raises:
-        ValueError: If the arguments do not fit each other or the data.
-    """
-    if not 0 < args.train_val_split < 1:
-        raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
-    splits = load_splits(args, args.streaming)
-    min_size = to_pair(config.patch_size)
-    train = select_image_column(splits[args.train_split_name], args.image_column_name)
-    validation = splits.get(args.validation_split_name)
-    if validation is not None:
-        validation = select_image_column(validation, args.image_column_name)
-
-    if args.streaming:
-        num_eval = args.max_eval_samples or 1000
-        held_out = (train if validation is None else validation).take(num_eval)
-        if args.skip_bad_images:
-            held_out = held_out.filter(is_readable, fn_kwargs={"min_size": min_size})
-        records = list(tqdm(held_out, total=num_eval, desc="Reading evaluation images"))
-        if validation is None:
-            train = train.skip(num_eval)
-        if args.max_train_samples is not None:
-            train = train.take(args.max_train_samples)
-        return (
-            stream_images(train, train_transform, min_size, args, seed),
-            MaskingDataset(records, eval_transform, config, seed),
-        )
-
-    if validation is None:
-        if len(train) < 2:
-            raise ValueError("`train_val_split`: a single image cannot be split into training and validation images.")
-        parts = train.train_test_split(args.train_val_split, seed=seed)
-        train, validation = parts["train"], parts["test"]
-    if args.max_train_samples is not None:
-        train = train.select(range(min(args.max_train_samples, len(train))))
-    if args.max_eval_samples is not None:
-        validation = validation.select(range(min(args.max_eval_samples, len(validation))))
-    if args.skip_bad_images:
-        train, validation = (
-            drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
-        )
-    return (
-        MaskingDataset(train, train_transform, config, seed),
-        MaskingDataset(validation, eval_transform, config, seed),
-    )

@@ -5,8 +5,8 @@ import torch
 from transformers import ViTImageProcessor
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor
-from crate_mae_hf.training.augmentation import MixingCollator, build_eval_transform, build_train_transform
-from crate_mae_hf.training.classification_data import LabelledDataset
+from crate_mae_hf.data.augmentation import MixingCollator, build_eval_transform, build_train_transform
+from crate_mae_hf.data.labels import LabelledDataset
 
 
 def picture(number: int, mode: str = "RGB") -> PIL.Image.Image:

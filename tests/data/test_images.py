@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from crate_mae_hf import CrateMaeImageProcessor
-from crate_mae_hf.training.augmentation import build_eval_transform, build_train_transform
-from crate_mae_hf.training.data import (
-    BadImageError,
-    DataArguments,
-    MaskingDataset,
-    load_datasets,
-)
+from crate_mae_hf.data.augmentation import build_eval_transform, build_train_transform
+from crate_mae_hf.data.images import BadImageError, DataArguments
+from crate_mae_hf.data.masks import MaskingDataset, load_datasets
 
 
 def picture(number: int, mode: str = "RGB", size: tuple[int, int] = (40, 36)) -> PIL.Image.Image:

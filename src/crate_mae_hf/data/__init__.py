@@ -1,0 +1,1 @@
+"""Images: from the Hub, folders or streams, with labels or without, augmented, masked."""

@@ -1,0 +1,112 @@
+"""Images for pre-training: crops and masks that the seed, the epoch and the index decide alone; or streamed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from ..configuration_crate import to_pair
+from ..configuration_crate_mae import CrateMaeConfig
+from .images import DataArguments, decode, drop_bad_images, is_readable, load_splits, select_image_column
+from .seeded import SeededDataset
+
+
+class MaskingDataset(SeededDataset):
+    """Images for pre-training; crop, flip and mask are a function of (seed, epoch, index).
+
+    Each item is `pixel_values` `(num_channels, height, width)` and `noise` `(num_patches,)`, which decides the mask.
+
+    Args:
+        records: Undecoded images under the key "image", by index.
+        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
+        config: Of the model.
+        seed: Two runs with the same seed see the same crops and masks.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        config: CrateMaeConfig,
+        seed: int,
+    ):
+        super().__init__(records, transform, to_pair(config.patch_size), seed)
+        self.num_patches = config.grid_size[0] * config.grid_size[1]
+
+    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}
+
+
+def stream_images(
+    dataset: datasets.IterableDataset,
+    transform: Callable[[PIL.Image.Image], torch.Tensor],
+    min_size: tuple[int, int],
+    args: DataArguments,
+    seed: int,
+) -> datasets.IterableDataset:
+    """Shuffle and transform images while they are read. Masks are drawn by the model."""
+    if args.skip_bad_images:
+        dataset = dataset.filter(is_readable, fn_kwargs={"min_size": min_size})
+    dataset = dataset.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
+    return dataset.map(
+        lambda record: {"pixel_values": transform(decode(record["image"], min_size, "in the stream"))},
+        remove_columns=["image"],
+    )
+
+
+def load_datasets(
+    args: DataArguments,
+    config: CrateMaeConfig,
+    train_transform: Callable[[PIL.Image.Image], torch.Tensor],
+    eval_transform: Callable[[PIL.Image.Image], torch.Tensor],
+    seed: int,
+) -> tuple[Any, MaskingDataset]:
+    """Return the training and the evaluation images that the arguments name.
+
+    Raises:
+        ValueError: If the arguments do not fit each other or the data.
+    """
+    if not 0 < args.train_val_split < 1:
+        raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
+    splits = load_splits(args, args.streaming)
+    min_size = to_pair(config.patch_size)
+    train = select_image_column(splits[args.train_split_name], args.image_column_name)
+    validation = splits.get(args.validation_split_name)
+    if validation is not None:
+        validation = select_image_column(validation, args.image_column_name)
+
+    if args.streaming:
+        num_eval = args.max_eval_samples or 1000
+        held_out = (train if validation is None else validation).take(num_eval)
+        if args.skip_bad_images:
+            held_out = held_out.filter(is_readable, fn_kwargs={"min_size": min_size})
+        records = list(tqdm(held_out, total=num_eval, desc="Reading evaluation images"))
+        if validation is None:
+            train = train.skip(num_eval)
+        if args.max_train_samples is not None:
+            train = train.take(args.max_train_samples)
+        return (
+            stream_images(train, train_transform, min_size, args, seed),
+            MaskingDataset(records, eval_transform, config, seed),
+        )
+
+    if validation is None:
+        if len(train) < 2:
+            raise ValueError("`train_val_split`: a single image cannot be split into training and validation images.")
+        parts = train.train_test_split(args.train_val_split, seed=seed)
+        train, validation = parts["train"], parts["test"]
+    if args.max_train_samples is not None:
+        train = train.select(range(min(args.max_train_samples, len(train))))
+    if args.max_eval_samples is not None:
+        validation = validation.select(range(min(args.max_eval_samples, len(validation))))
+    if args.skip_bad_images:
+        train, validation = (
+            drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
+        )
+    return (
+        MaskingDataset(train, train_transform, config, seed),
+        MaskingDataset(validation, eval_transform, config, seed),
+    )
