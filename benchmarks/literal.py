@@ -12,7 +12,8 @@ from torch import nn
 
 from crate_mae_hf import CrateMaeConfig
 from crate_mae_hf.configuration_crate import to_pair
-from crate_mae_hf.modeling_crate_mae import sincos_position_table
+from crate_mae_hf.crate_ops import naive_ista_step
+from crate_mae_hf.crate_patches import sincos_position_table
 
 
 class LiteralMSSA(nn.Module):
@@ -22,28 +23,26 @@ class LiteralMSSA(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.subspace_proj = nn.Linear(width, width, bias=False)
-        self.out_proj = nn.Linear(width, width) if num_heads > 1 else nn.Identity()
+        self.o_proj = nn.Linear(width, width) if num_heads > 1 else nn.Identity()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         codes = self.subspace_proj(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, K, N, p)
         similarity = torch.matmul(codes, codes.transpose(2, 3)) * codes.shape[3] ** -0.5
         heads = torch.matmul(similarity.softmax(dim=-1), codes)
-        return self.out_proj(heads.transpose(1, 2).flatten(2))
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
 
 
 class LiteralISTA(nn.Module):
-    """ReLU(Z + eta (Z D - Z Dᵀ D) - eta lambda), product by product."""
+    """The ISTA step as the papers have it, whatever the number of tokens."""
 
-    def __init__(self, width: int, step_size: float, sparsity: float):
+    def __init__(self, width: int, step_size: float, sparsity_weight: float):
         super().__init__()
         self.dictionary = nn.Parameter(torch.empty(width, width))
         self.step_size = step_size
-        self.sparsity = sparsity
+        self.threshold = step_size * sparsity_weight
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        reconstruction = tokens @ self.dictionary.T
-        decrease = self.step_size * (tokens @ self.dictionary - reconstruction @ self.dictionary)
-        return torch.relu(tokens + decrease - self.step_size * self.sparsity)
+        return naive_ista_step(tokens, self.dictionary, self.step_size, self.threshold)
 
 
 class LiteralEncoderLayer(nn.Module):

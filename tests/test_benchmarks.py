@@ -89,7 +89,7 @@ def test_folding_saves_the_operations_it_claims():
         step.set_batch_size(2)
         counts[name] = run.count_operations(step)
     tokens, width, masked = 2 * 65, 48, 2 * 48
-    fewer = 2 * (9 - 3) * tokens * width**2 - 2 * 2 * width**3  # products over the tokens, less M and its gradient
+    fewer = 2 * (6 - 3) * tokens * width**2 - 2 * 2 * width**3  # products over the tokens, less M and its gradient
     fewer += 2 * 3 * (tokens - masked) * width * 192  # the last product for visible patches
     fewer -= 2 * 2 * 2 * 3 * 65**2 * 16  # in both layers SDPA's backward computes the attention map again
     assert counts["literal"] - counts["crate_mae"] == fewer

@@ -29,7 +29,7 @@ from crate_mae_hf.conversion import (
     main,
     revert_checkpoint,
 )
-from crate_mae_hf.modeling_crate_mae import sincos_position_table
+from crate_mae_hf.crate_patches import sincos_position_table
 
 
 def make_official_crate(config: CrateConfig, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

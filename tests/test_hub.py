@@ -33,6 +33,10 @@ from crate_mae_hf import (
 CODE = {
     "configuration_crate.py",
     "configuration_crate_mae.py",
+    "crate_heads.py",
+    "crate_layers.py",
+    "crate_ops.py",
+    "crate_patches.py",
     "modeling_crate.py",
     "modeling_crate_mae.py",
     "image_processing_crate_mae.py",

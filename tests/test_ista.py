@@ -10,24 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crate_mae_hf import CrateMaeForPreTraining, CrateMaeModel, modeling_crate_mae
-from crate_mae_hf.modeling_crate_mae import (
-    CrateMaeISTA,
-    FoldDictionary,
-    _folded_dictionaries,
-    inputs_of_norm,
-    normed_product,
-)
+from crate_mae_hf import CrateMaeForPreTraining, CrateMaeModel, crate_layers, modeling_crate_mae
+from crate_mae_hf.crate_layers import CrateISTA
+from crate_mae_hf.crate_ops import FoldDictionary, _folded_dictionaries, apply_norm, naive_ista_step, normed_product
 
 
-def literal_step(tokens: torch.Tensor, dictionary: torch.Tensor, step_size: float, threshold: float) -> torch.Tensor:
-    """ReLU(Z + eta (Z D - Z Dᵀ D) - eta lambda), product by product."""
-    gradient = tokens @ dictionary.T @ dictionary - tokens @ dictionary
-    return torch.relu(tokens - step_size * gradient - threshold)
-
-
-def make_ista(width: int, step_size: float = 0.1, dtype: torch.dtype = torch.float32) -> CrateMaeISTA:
-    ista = CrateMaeISTA(width, step_size, sparsity=0.5).to(dtype)
+def make_ista(width: int, step_size: float = 0.1, dtype: torch.dtype = torch.float32) -> CrateISTA:
+    ista = CrateISTA(width, step_size, sparsity_weight=0.5).to(dtype)
     nn.init.kaiming_uniform_(ista.dictionary)
     return ista
 
@@ -77,7 +66,7 @@ def test_fast_and_literal_step_agree_in_value_and_gradient(shape, width, dtype, 
     tokens = torch.randn(*shape, width).to(dtype).requires_grad_()
     exact_tokens = tokens.detach().double().requires_grad_()
     exact_dictionary = ista.dictionary.detach().double().requires_grad_()
-    expected = literal_step(exact_tokens, exact_dictionary, step_size, ista.threshold)
+    expected = naive_ista_step(exact_tokens, exact_dictionary, step_size, ista.threshold)
     # Rounding moves values across ReLU's kink: weigh by the exact distance, which vanishes there.
     weight = expected.detach()
 
@@ -126,7 +115,7 @@ def test_gradients_of_any_order():
     nn.init.normal_(norm.weight)
 
     def product(tokens, matrix):
-        return normed_product(norm(tokens), matrix, inputs_of_norm(norm, tokens))
+        return normed_product(*apply_norm(norm, tokens), matrix)
 
     tokens = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     assert "NormedProduct" in type(product(tokens, dictionary).grad_fn).__name__
@@ -139,9 +128,7 @@ def test_gradients_are_laid_out_as_weights(transposed):
     norm, tokens = nn.LayerNorm(5), torch.randn(2, 3, 5)
     dictionary = torch.randn(5, 5, requires_grad=True)
     matrix = dictionary.T if transposed else dictionary
-    (gradient,) = torch.autograd.grad(
-        normed_product(norm(tokens), matrix, inputs_of_norm(norm, tokens)).square().sum(), dictionary
-    )
+    (gradient,) = torch.autograd.grad(normed_product(*apply_norm(norm, tokens), matrix).square().sum(), dictionary)
     (expected,) = torch.autograd.grad((norm(tokens) @ matrix).square().sum(), dictionary)
     torch.testing.assert_close(gradient, expected)
     assert gradient.is_contiguous()  # or accumulating it would copy
@@ -181,7 +168,8 @@ def test_norms_computed_again(config, pixel_values, monkeypatch, autocast, froze
     elif hook == "ista":
         layer.ista.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
     actual, kept = gradients_and_kept(model, pixel_values, autocast)
-    monkeypatch.setattr(modeling_crate_mae, "inputs_of_norm", lambda norm, hidden_states: None)
+    for module in (crate_layers, modeling_crate_mae):
+        monkeypatch.setattr(module, "apply_norm", lambda norm, hidden_states: (norm(hidden_states), None))
     expected, plainly_kept = gradients_and_kept(model, pixel_values, autocast)
     tolerance = 1e-2 if autocast else 1e-5
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
@@ -229,17 +217,17 @@ def test_export_is_for_any_batch_size():
 
 
 @pytest.fixture
-def ista() -> CrateMaeISTA:
+def ista() -> CrateISTA:
     return make_ista(8).eval()
 
 
 TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-def assert_follows_its_weights(ista: CrateMaeISTA) -> None:
+def assert_follows_its_weights(ista: CrateISTA) -> None:
     dictionary = ista.dictionary.detach()
     with torch.no_grad():
-        expected = literal_step(TOKENS.to(dictionary.dtype), dictionary, ista.step_size, ista.threshold)
+        expected = naive_ista_step(TOKENS.to(dictionary.dtype), dictionary, ista.step_size, ista.threshold)
         tolerance = 1e-5 if dictionary.dtype == torch.float32 else 3e-2
         torch.testing.assert_close(ista(TOKENS.to(dictionary.dtype)), expected, atol=tolerance, rtol=tolerance)
 
@@ -280,7 +268,7 @@ def change_step_size(ista):
         load,
         lambda ista: load(ista, assign=True),
         change_step_size,
-        CrateMaeISTA.bfloat16,
+        CrateISTA.bfloat16,
         lambda ista: ista.half().float(),
         lambda ista: torch.nn.utils.parametrizations.orthogonal(ista, "dictionary"),
     ],
@@ -301,7 +289,7 @@ def test_inference_mode_does_not_leak_into_training(ista):
     with torch.inference_mode():
         ista(TOKENS)
     expected = torch.autograd.grad(
-        literal_step(TOKENS, ista.dictionary, ista.step_size, ista.threshold).sum(), ista.dictionary
+        naive_ista_step(TOKENS, ista.dictionary, ista.step_size, ista.threshold).sum(), ista.dictionary
     )
     for mode in (True, False):
         gradient = torch.autograd.grad(ista.train(mode)(TOKENS).sum(), ista.dictionary)

@@ -9,13 +9,8 @@ from crate_mae_hf import (
     CrateMaeForPreTraining,
     CrateMaeModel,
 )
-from crate_mae_hf.modeling_crate_mae import (
-    CrateMaeDropPath,
-    CrateMaeISTA,
-    CrateMaeLayer,
-    CrateMaeSubspaceAttention,
-    sincos_position_table,
-)
+from crate_mae_hf.crate_layers import CrateDropPath, CrateISTA, CrateLayer, CrateMSSA
+from crate_mae_hf.crate_patches import CratePatchGrid, interpolate_position_table, sincos_position_table
 
 CLASSES = [CrateMaeModel, CrateMaeForPreTraining, CrateMaeForImageClassification, CrateMaeBackbone]
 
@@ -33,8 +28,8 @@ def main_output(outputs) -> torch.Tensor:
 
 def test_mssa_is_the_formula():
     config = CrateMaeConfig(hidden_size=12, num_attention_heads=3)
-    mssa = CrateMaeSubspaceAttention(config, num_heads=3)
-    nn.init.normal_(mssa.out_proj.bias)
+    mssa = CrateMSSA(config, num_heads=3)
+    nn.init.normal_(mssa.o_proj.bias)
     tokens = torch.randn(2, 5, 12)
     outputs, _ = mssa(tokens)
     for image, output in zip(tokens, outputs, strict=True):
@@ -42,7 +37,7 @@ def test_mssa_is_the_formula():
         for basis in mssa.subspace_proj.weight.split(4):  # U_k^T, (p, d)
             codes = basis @ image.T  # (p, N)
             heads.append(codes @ torch.softmax(codes.T @ codes / 4**0.5, dim=0))
-        expected = mssa.out_proj.weight @ torch.cat(heads) + mssa.out_proj.bias[:, None]
+        expected = mssa.o_proj.weight @ torch.cat(heads) + mssa.o_proj.bias[:, None]
         torch.testing.assert_close(output, expected.T, atol=1e-5, rtol=1e-5)
 
 
@@ -51,14 +46,27 @@ def test_one_head_of_full_width_has_no_output_projection():
         hidden_size=32, num_attention_heads=1, num_hidden_layers=1, decoder_num_attention_heads=2, image_size=32
     )
     model = CrateMaeForPreTraining(config)
-    names = [name for name, _ in model.named_parameters() if "out_proj" in name]
-    assert names == ["decoder.layers.0.mssa.out_proj.weight", "decoder.layers.0.mssa.out_proj.bias"]
+    names = [name for name, _ in model.named_parameters() if "o_proj" in name]
+    assert names == ["decoder.layers.0.mssa.o_proj.weight", "decoder.layers.0.mssa.o_proj.bias"]
     codes = model.crate_mae.layers[0].mssa.subspace_proj(torch.ones(1, 3, 32))
     torch.testing.assert_close(model.crate_mae.layers[0].mssa(torch.ones(1, 3, 32))[0], codes)  # equal tokens stay
 
 
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("additive", [False, True])
+def test_mssa_under_a_mask_is_mssa_of_each_part(attn_implementation, additive):
+    mssa = CrateMSSA(CrateMaeConfig(hidden_size=12, attn_implementation=attn_implementation), num_heads=3)
+    tokens = torch.randn(2, 7, 12)
+    mask = torch.zeros(1, 1, 7, 7, dtype=torch.bool)
+    mask[..., :3, :3] = mask[..., 3:, 3:] = True
+    given = torch.where(mask, 0.0, -torch.inf) if additive else mask
+    expected = torch.cat([mssa(part)[0] for part in tokens.split([3, 4], dim=1)], dim=1)
+    torch.testing.assert_close(mssa(tokens, given)[0], expected, atol=1e-5, rtol=1e-5)
+    assert (mssa(tokens)[0] - expected).abs().max() > 1e-2
+
+
 def test_ista_is_a_proximal_gradient_step():
-    ista = CrateMaeISTA(hidden_size=6, step_size=0.1, sparsity=0.5)
+    ista = CrateISTA(hidden_size=6, step_size=0.1, sparsity_weight=0.5)
     nn.init.normal_(ista.dictionary)
     token = torch.randn(6)
     code = token.clone().requires_grad_()
@@ -208,6 +216,28 @@ def test_loss_alone_predicts_masked_patches_alone(config, pixel_values):
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_errors_of_patches(config, pixel_values):
+    """The loss is their mean over the masked patches; those of masked patches alone are the same numbers."""
+    model = CrateMaeForPreTraining(config).eval()
+    outputs = model(pixel_values)
+    errors = model.patch_errors(pixel_values, outputs.logits)
+    assert errors.shape == (2, 16)
+    torch.testing.assert_close(errors[1, 5], (outputs.logits - model.patchify(pixel_values))[1, 5].square().mean())
+    masked = outputs.mask.bool()
+    torch.testing.assert_close(errors[masked].mean(), outputs.loss)
+    alone = model.patch_errors(pixel_values, outputs.logits[masked], masked)
+    assert torch.equal(alone, errors[masked])
+
+
+def test_images_are_checked_once(config, pixel_values, monkeypatch):
+    checks = []
+    monkeypatch.setattr(CratePatchGrid, "check", lambda *arguments: checks.append(arguments))
+    model = CrateMaeForPreTraining(config)
+    model(pixel_values)
+    model(pixel_values, return_logits=False)
+    assert len(checks) == 2
+
+
 def test_something_has_to_be_asked_for(config, pixel_values):
     with pytest.raises(ValueError, match="`return_loss` and `return_logits` are both False"):
         CrateMaeForPreTraining(config)(pixel_values, return_loss=False, return_logits=False)
@@ -302,7 +332,8 @@ def test_other_resolutions(config, model_class, size):
 
 def test_interpolated_positions_keep_their_axes(config):
     embeddings = CrateMaeModel(config).embeddings
-    table = embeddings.interpolate_pos_encoding(64, 32)[0, 1:].unflatten(0, (8, 4))  # twice as many rows
+    table = interpolate_position_table(embeddings.position_embeddings, (4, 4), (8, 4))  # twice as many rows
+    table = table[0, 1:].unflatten(0, (8, 4))
     original = embeddings.position_embeddings[0, 1:].unflatten(0, (4, 4))
     columns, rows = slice(0, 16), slice(16, 32)  # which halves of the channels hold columns and rows
     torch.testing.assert_close(table[3, :, columns], original[1, :, columns])
@@ -311,9 +342,9 @@ def test_interpolated_positions_keep_their_axes(config):
 
 
 def test_interpolation_in_bf16_is_float32_inside(config):
-    embeddings = CrateMaeModel(config).embeddings
-    expected = embeddings.interpolate_pos_encoding(48, 40)
-    actual = embeddings.bfloat16().interpolate_pos_encoding(48, 40)
+    table = CrateMaeModel(config).embeddings.position_embeddings
+    expected = interpolate_position_table(table, (4, 4), (6, 5))
+    actual = interpolate_position_table(table.bfloat16(), (4, 4), (6, 5))
     assert actual.dtype == torch.bfloat16
     torch.testing.assert_close(actual.float(), expected, atol=1e-2, rtol=1e-2)
 
@@ -545,7 +576,7 @@ def test_parts_may_lie_on_disk(config, pixel_values, tmp_path, part):
 
 def test_drop_path_leaves_out_whole_branches_and_keeps_the_mean():
     branch = torch.ones(4000, 2, 3)
-    drop_path = CrateMaeDropPath(0.25)
+    drop_path = CrateDropPath(0.25)
     dropped = drop_path(branch)
     assert torch.equal(dropped, dropped[:, :1, :1].expand_as(branch))  # all of an image or nothing
     assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
@@ -568,7 +599,7 @@ def test_drop_path_grows_with_depth_and_rests_in_evaluation(config, pixel_values
 
 
 def test_without_its_branch_a_layer_is_the_sparse_step_alone(config):
-    layer = CrateMaeLayer(config, drop_path_rate=0.999999)
+    layer = CrateLayer(config, drop_path_rate=0.999999)
     with torch.no_grad():
         torch.nn.init.kaiming_uniform_(layer.ista.dictionary)
         hidden_states = torch.randn(2, 5, config.hidden_size)

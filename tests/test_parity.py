@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, AutoModelForPreTrainin
 
 from crate_mae_hf import CrateConfig, CrateForImageClassification, CrateMaeConfig, CrateMaeForPreTraining
 from crate_mae_hf.conversion import CRATE, CRATE_MAE, convert_checkpoint, convert_key, revert_checkpoint
-from crate_mae_hf.modeling_crate_mae import CrateMaeSubspaceAttention
+from crate_mae_hf.crate_layers import CrateMSSA
 
 REFERENCE = Path(__file__).parent / "reference"
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -88,7 +88,7 @@ def test_unmasked_encoder(reference):
     encoder = reference.model.crate_mae
     codes = []
     for module in encoder.modules():
-        if isinstance(module, CrateMaeSubspaceAttention):
+        if isinstance(module, CrateMSSA):
             module.subspace_proj.register_forward_hook(lambda module, args, output: codes.append(output))
     eager = encoder.config._attn_implementation == "eager"
     outputs = encoder(reference.tensors["pixel_values"], output_hidden_states=True, output_attentions=eager)

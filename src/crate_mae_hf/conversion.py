@@ -26,9 +26,10 @@ from transformers import PreTrainedModel
 
 from .configuration_crate import CrateConfig, CrateEncoderConfig, ImageSize
 from .configuration_crate_mae import CrateMaeConfig
+from .crate_patches import sincos_position_table
 from .image_processing_crate_mae import CrateMaeImageProcessor
 from .modeling_crate import CrateForImageClassification
-from .modeling_crate_mae import CrateMaeForPreTraining, sincos_position_table
+from .modeling_crate_mae import CrateMaeForPreTraining
 
 
 class Layout(NamedTuple):
@@ -51,8 +52,8 @@ LAYER_KEYS = {
     "0.norm.weight": "layernorm_before.weight",
     "0.norm.bias": "layernorm_before.bias",
     "0.fn.qkv.weight": "mssa.subspace_proj.weight",
-    "0.fn.to_out.0.weight": "mssa.out_proj.weight",
-    "0.fn.to_out.0.bias": "mssa.out_proj.bias",
+    "0.fn.to_out.0.weight": "mssa.o_proj.weight",
+    "0.fn.to_out.0.bias": "mssa.o_proj.bias",
     "1.norm.weight": "layernorm_after.weight",
     "1.norm.bias": "layernorm_after.bias",
     "1.fn.weight": "ista.dictionary",
@@ -75,8 +76,8 @@ CRATE_MAE = Layout(
         "decoder_blocks.{i}.layers.0.1.norm.weight": "decoder.layers.{i}.layernorm_after.weight",
         "decoder_blocks.{i}.layers.0.1.norm.bias": "decoder.layers.{i}.layernorm_after.bias",
         "decoder_blocks.{i}.layers.0.1.fn.qkv.weight": "decoder.layers.{i}.mssa.subspace_proj.weight",
-        "decoder_blocks.{i}.layers.0.1.fn.to_out.0.weight": "decoder.layers.{i}.mssa.out_proj.weight",
-        "decoder_blocks.{i}.layers.0.1.fn.to_out.0.bias": "decoder.layers.{i}.mssa.out_proj.bias",
+        "decoder_blocks.{i}.layers.0.1.fn.to_out.0.weight": "decoder.layers.{i}.mssa.o_proj.weight",
+        "decoder_blocks.{i}.layers.0.1.fn.to_out.0.bias": "decoder.layers.{i}.mssa.o_proj.bias",
         "decoder_norm.weight": "decoder.layernorm.weight",
         "decoder_norm.bias": "decoder.layernorm.bias",
         "decoder_pred.weight": "decoder.prediction_head.weight",

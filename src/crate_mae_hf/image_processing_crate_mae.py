@@ -27,7 +27,8 @@ from .configuration_crate import CrateEncoderConfig, to_pair
 if TYPE_CHECKING:
     # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during
     # training saves the image processor and nothing else with code, so the models' files have to come along with it.
-    from .modeling_crate import CrateModel  # noqa: F401 (imports those of CRATE-MAE)
+    from .modeling_crate import CrateModel  # noqa: F401
+    from .modeling_crate_mae import CrateMaeModel  # noqa: F401
 
 # Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
 LUMA = (0.299, 0.587, 0.114)

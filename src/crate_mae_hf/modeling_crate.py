@@ -9,7 +9,6 @@ from typing import cast
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -17,19 +16,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_crate import CrateConfig, ImageSize, to_pair
-from .modeling_crate_mae import (
-    CrateEncoderPreTrainedModel,
-    CrateMaeBackbone,
-    CrateMaeForImageClassification,
-    CrateMaeISTA,
-    CrateMaeLayer,
-    CrateMaePatchGrid,
-    drop_path_schedule,
-    interpolate_position_table,
-)
+from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel
+from .crate_layers import CrateISTA, CrateLayer, drop_path_schedule
+from .crate_patches import CratePatchGrid, interpolate_position_table
 
 
-class CratePatchEmbeddings(CrateMaePatchGrid):
+class CratePatchEmbeddings(CratePatchGrid):
     """Project each patch x, flattened, to a token: `(batch_size, num_channels, height, width)` to `(batch_size, L, d)`.
 
     z = LN(W LN(x) + b),   x in the order row, column, channel
@@ -62,8 +54,7 @@ class CrateEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         embeddings = self.patch_embeddings(pixel_values, interpolate_pos_encoding)
         embeddings = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
-        (height, width), (patch_height, patch_width) = pixel_values.shape[2:], self.patch_embeddings.patch_size
-        grid_size = (height // patch_height, width // patch_width)
+        grid_size = self.patch_embeddings.grid_size(pixel_values)
         return self.dropout(
             embeddings + interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
         )
@@ -74,7 +65,7 @@ class CratePreTrainedModel(CrateEncoderPreTrainedModel):
 
     config: CrateConfig
     base_model_prefix = "crate"
-    _no_split_modules = ["CrateEmbeddings", "CrateMaeLayer"]
+    _no_split_modules = ["CrateEmbeddings", "CrateLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -83,7 +74,7 @@ class CratePreTrainedModel(CrateEncoderPreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, CrateMaeISTA):
+        elif isinstance(module, CrateISTA):
             init.kaiming_uniform_(module.dictionary)
         elif isinstance(module, CrateEmbeddings):
             init.normal_(module.cls_token)
@@ -121,7 +112,7 @@ class CrateModel(CratePreTrainedModel):
     def __init__(self, config: CrateConfig):
         super().__init__(config)
         self.embeddings = CrateEmbeddings(config)
-        self.layers = nn.ModuleList([CrateMaeLayer(config, rate) for rate in drop_path_schedule(config)])
+        self.layers = nn.ModuleList([CrateLayer(config, rate) for rate in drop_path_schedule(config)])
         self.post_init()
 
     @merge_with_config_defaults
@@ -153,7 +144,7 @@ class CrateModel(CratePreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
-class CrateForImageClassification(CratePreTrainedModel):
+class CrateForImageClassification(CrateClassifierMixin, CratePreTrainedModel):
     """The encoder with layer norm and linear classifier on the cls token, or on the mean of the patch tokens."""
 
     def __init__(self, config: CrateConfig):
@@ -166,17 +157,9 @@ class CrateForImageClassification(CratePreTrainedModel):
         )
         self.post_init()
 
-    forward = CrateMaeForImageClassification.forward
 
-
-class CrateBackbone(BackboneMixin, CrateModel):
+class CrateBackbone(CrateBackboneMixin, CrateModel):
     """The encoder as a backbone for detection and segmentation: feature maps of chosen layers."""
-
-    def __init__(self, config: CrateConfig):
-        super().__init__(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-
-    forward = CrateMaeBackbone.forward
 
 
 __all__ = [

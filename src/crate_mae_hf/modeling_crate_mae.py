@@ -5,25 +5,25 @@ Formulas follow the official code, github.com/Ma-Lab-Berkeley/CRATE, with tokens
 the number of heads, N = L + 1 the cls token and L patches.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_crate import CrateEncoderConfig, to_pair
+from .configuration_crate import to_pair
 from .configuration_crate_mae import CrateMaeConfig
+from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel
+from .crate_layers import CrateISTA, CrateLayer, CrateMSSA, drop_path_schedule
+from .crate_ops import apply_norm, normed_product
+from .crate_patches import CratePatchGrid, interpolate_position_table, sincos_position_table
 
 
 @dataclass
@@ -54,79 +54,7 @@ class CrateMaeForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def sincos_position_table(hidden_size: int, grid_size: tuple[int, int]) -> torch.Tensor:
-    r"""Fixed two-dimensional sine-cosine positions of a grid of patches, with a zero row for the cls token.
-
-        row of patch (i, j) = [sin(j w), cos(j w), sin(i w), cos(i w)],   w_k = 10000^(-4 k / d),   k = 0 ... d/4 - 1
-
-    The column comes first, as in the code of MAE (github.com/facebookresearch/mae), from which CRATE-MAE has its table.
-
-    Args:
-        hidden_size: Width d of a token, a multiple of 4.
-        grid_size: Number of patches as (rows, columns).
-
-    Returns:
-        Table of shape `(1, rows * columns + 1, hidden_size)`, float32.
-    """
-    num_frequencies = hidden_size // 4
-    frequencies = 10000.0 ** -(torch.arange(num_frequencies, dtype=torch.float64) / num_frequencies)
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid_size), indexing="ij")
-    angles = [torch.outer(positions.flatten(), frequencies) for positions in (columns, rows)]
-    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
-    return torch.cat([torch.zeros_like(table[:1]), table]).float().unsqueeze(0)
-
-
-def interpolate_position_table(
-    table: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
-) -> torch.Tensor:
-    """Return a table of positions for another grid of patches, by bicubic interpolation in float32.
-
-    Args:
-        table: Table of shape `(1, rows * columns + 1, hidden_size)`; the row of the cls token stays as it is.
-        grid_size: Number of patches of the table as (rows, columns).
-        new_grid_size: The same of the table to return.
-    """
-    if new_grid_size == grid_size:
-        return table
-    patches = table[:, 1:].float().unflatten(1, grid_size).permute(0, 3, 1, 2)  # (1, d, rows, columns)
-    patches = nn.functional.interpolate(patches, size=new_grid_size, mode="bicubic", align_corners=False)
-    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
-
-
-class CrateMaePatchGrid(nn.Module):
-    """The patches of an image: whether it can be cut into them, and how."""
-
-    def __init__(self, config: CrateEncoderConfig):
-        super().__init__()
-        self.image_size = to_pair(config.image_size)
-        self.patch_size = to_pair(config.patch_size)
-        self.num_channels = config.num_channels
-
-    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        patch_height, patch_width = self.patch_size
-        patches = pixel_values.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))
-        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, C, i, p, j, q) -> (B, i j, p q C)
-
-    def check(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"`pixel_values` must have shape (batch_size, {self.num_channels}, height, width) for a model with "
-                f"`num_channels={self.num_channels}`, got {tuple(pixel_values.shape)}."
-            )
-        size, patch_size = tuple(pixel_values.shape[2:]), self.patch_size
-        if interpolate_pos_encoding:
-            if any(length % patch for length, patch in zip(size, patch_size, strict=True)):
-                raise ValueError(
-                    f"`pixel_values` must have a height and width divisible by the patch size {patch_size}, got {size}."
-                )
-        elif size != self.image_size:
-            raise ValueError(
-                f"`pixel_values` have height and width {size}, the model was made for {self.image_size}: resize the "
-                "images or pass `interpolate_pos_encoding=True`."
-            )
-
-
-class CrateMaePatchEmbeddings(CrateMaePatchGrid):
+class CrateMaePatchEmbeddings(CratePatchGrid):
     """Project each patch to a token: `(batch_size, num_channels, height, width)` to `(batch_size, L, d)`."""
 
     def __init__(self, config: CrateMaeConfig):
@@ -157,12 +85,6 @@ class CrateMaeEmbeddings(nn.Module):
         self.register_buffer("position_embeddings", sincos_position_table(config.hidden_size, self.grid_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def interpolate_pos_encoding(self, height: int, width: int) -> torch.Tensor:
-        """Return the positions for an image of (height, width) pixels."""
-        patch_height, patch_width = self.patch_embeddings.patch_size
-        grid_size = (height // patch_height, width // patch_width)
-        return interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
-
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -181,307 +103,9 @@ class CrateMaeEmbeddings(nn.Module):
             )
         embeddings = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token, embeddings)
         embeddings = torch.cat([self.cls_token.expand(batch_size, -1, -1), embeddings], dim=1)
-        positions = self.interpolate_pos_encoding(*pixel_values.shape[2:])
+        grid_size = self.patch_embeddings.grid_size(pixel_values)
+        positions = interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
         return self.dropout((embeddings + positions).to(embeddings.dtype))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax(query keyᵀ * scaling + mask) value as `(batch_size, N, num_heads, head_dim)`, and the softmax."""
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    attention_probs = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    attention_probs = nn.functional.dropout(attention_probs, p=dropout, training=module.training)
-    return (attention_probs @ value).transpose(1, 2).contiguous(), attention_probs
-
-
-class CrateMaeSubspaceAttention(nn.Module):
-    r"""Multi-head subspace self-attention (MSSA): one step that compresses tokens against K learned subspaces.
-
-        W = Z Uᵀ,   head_k = softmax(W_k W_kᵀ / sqrt(d / K)) W_k,   MSSA(Z) = [head_1, ..., head_K] Oᵀ + b
-
-    The one projection U (`subspace_proj`, without bias) is query, key and value at once; U_k is a basis of subspace k.
-    `out_proj` holds O and b, and is left out where there is one head of full width, as in the official code.
-
-    Args:
-        config: Gives width, dropout and the attention implementation.
-        num_heads: Number K of subspaces; the encoder's and the decoder's may differ.
-    """
-
-    def __init__(self, config: CrateEncoderConfig, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.subspace_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size) if num_heads > 1 else nn.Identity()
-
-    def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map `(batch_size, N, d)` to the same shape, and to the attention maps where the implementation gives them."""
-        codes = self.subspace_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, N, d / K)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        outputs, attention_probs = attention_interface(
-            self,
-            codes,
-            codes,
-            codes,
-            None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.out_proj(outputs.flatten(2)), attention_probs
-
-
-class FoldDictionary(torch.autograd.Function):
-    r"""Fold the two products of an ISTA step into one matrix.
-
-        M = eta (D - Dᵀ D),   dL/dD = eta (G - D (G + Gᵀ)) with G = dL/dM
-
-    The gradient takes one product, where autograd would take two.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(dictionary: torch.Tensor, step_size: float) -> torch.Tensor:
-        return torch.addmm(dictionary, dictionary.T, dictionary, beta=step_size, alpha=-step_size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, float], output: torch.Tensor) -> None:
-        dictionary, ctx.step_size = inputs
-        ctx.save_for_backward(dictionary)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (dictionary,) = ctx.saved_tensors
-        dictionary_cast = dictionary.to(gradient.dtype)  # under autocast M has the lower precision
-        symmetric = gradient + gradient.T
-        gradient = torch.addmm(gradient, dictionary_cast, symmetric, beta=ctx.step_size, alpha=-ctx.step_size)
-        return gradient.to(dictionary.dtype), None
-
-
-NormInputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]  # hidden_states, weight, bias, eps
-
-
-class NormedProduct(torch.autograd.Function):
-    r"""Product of normed tokens with a matrix that keeps the norm's input for the backward, not its output.
-
-        Y = LN(X) A,   dL/dLN(X) = G Aᵀ,   dL/dA = LN(X)ᵀ G with G = dL/dY
-
-    The norm itself keeps X too, so that with LN(X) computed again one tensor of all tokens less is held.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        normed: torch.Tensor,
-        matrix: torch.Tensor,
-        hidden_states: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        eps: float,
-    ) -> torch.Tensor:
-        return normed @ matrix
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        normed, *saved, ctx.eps = inputs
-        ctx.dtype = normed.dtype  # under autocast that of the weights, whatever the norm was given
-        ctx.save_for_backward(*saved)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        matrix, hidden_states, weight, bias = ctx.saved_tensors
-        gradient_normed = gradient_matrix = None
-        if ctx.needs_input_grad[0]:
-            gradient_normed = (gradient @ matrix.to(gradient.dtype).T).to(ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            normed = nn.functional.layer_norm(hidden_states.to(ctx.dtype), weight.shape, weight, bias, ctx.eps)
-            normed = normed.to(gradient.dtype).reshape(-1, normed.shape[-1])
-            gradient = gradient.reshape(-1, gradient.shape[-1])
-            # Laid out as the matrix is: autograd would copy the gradient of a transposed dictionary otherwise.
-            transposed = matrix.stride(0) == 1
-            gradient_matrix = (gradient.T @ normed).T if transposed else normed.T @ gradient
-            gradient_matrix = gradient_matrix.to(matrix.dtype)
-        return gradient_normed, gradient_matrix, None, None, None, None
-
-
-def inputs_of_norm(norm: nn.LayerNorm, hidden_states: torch.Tensor) -> NormInputs | None:
-    """Return what `torch.nn.functional.layer_norm` takes to compute `norm(hidden_states)` again in a backward.
-
-    None where it may give something else: for a norm that is not plain, or has hooks, which may change what they are
-    shown. Compilers decide for themselves what to keep.
-    """
-    if (
-        type(norm) is nn.LayerNorm
-        and type(norm.weight) is nn.Parameter  # no shard, nothing quantized or traced by a function transform
-        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
-        and not nn.modules.module._has_any_global_hook()
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    ):
-        return hidden_states, norm.weight, norm.bias, norm.eps
-    return None
-
-
-def normed_product(normed: torch.Tensor, matrix: torch.Tensor, inputs: NormInputs | None) -> torch.Tensor:
-    """Return `normed @ matrix`, without keeping `normed` where its norm's inputs are given."""
-    return normed @ matrix if inputs is None else NormedProduct.apply(normed, matrix, *inputs)
-
-
-# Folded dictionaries for inference: dictionary -> (a copy of it, eta, M). An entry goes when its dictionary does, and
-# belongs to no module: copies and checkpoints never hold it.
-_folded_dictionaries = WeakTensorKeyDictionary()
-
-
-class CrateMaeISTA(nn.Module):
-    r"""One proximal gradient (ISTA) step towards a sparse, non-negative code of the tokens.
-
-        Z' = ReLU(Z + eta (Z - Z Dᵀ) D - eta lambda)
-           = ReLU(Z + Z M - eta lambda),   M = eta (D - Dᵀ D)
-
-    D (`dictionary`, d x d) is the learned dictionary: the step descends 1/2 |Z - A Dᵀ|² + lambda |A|_1 over A >= 0 from
-    A = Z. There is no skip connection around it, and the result is never negative. The second form takes one product
-    over the tokens instead of two, and is used where that is worth forming M, d x d; the identity stays outside M, so
-    that low precision rounds the step, not the tokens.
-
-    Args:
-        hidden_size: Width d of a token.
-        step_size: Step size eta.
-        sparsity: Sparsity weight lambda.
-    """
-
-    def __init__(self, hidden_size: int, step_size: float, sparsity: float):
-        super().__init__()
-        self.dictionary = nn.Parameter(torch.empty(hidden_size, hidden_size))
-        self.step_size = step_size
-        self.threshold = step_size * sparsity
-
-    def forward(self, hidden_states: torch.Tensor, norm_inputs: NormInputs | None = None) -> torch.Tensor:
-        """Map `(..., d)` to the same shape; with the inputs of the norm that gave the tokens, training keeps less."""
-        if self.keeps_folded():
-            step = hidden_states @ self.kept_folded_dictionary()
-        elif self.folds(hidden_states):
-            folded = FoldDictionary.apply(self.dictionary, self.step_size)
-            norm_inputs = None if self._forward_pre_hooks else norm_inputs  # a hook may have changed the tokens
-            step = normed_product(hidden_states, folded, norm_inputs)
-        else:
-            residual = hidden_states - nn.functional.linear(hidden_states, self.dictionary)
-            step = self.step_size * (residual @ self.dictionary)
-        # In place after the first sum, whose memory is nobody else's: these passes wait for memory, not for arithmetic.
-        return (hidden_states + step).sub_(self.threshold).relu_()
-
-    def folds(self, hidden_states: torch.Tensor) -> bool:
-        """Whether forming M pays: with the backward, T tokens take 3 T + 2 d rows of products instead of 6 T."""
-        if torch.compiler.is_exporting():
-            # A graph for any batch size. ONNX runtimes fold constants when they load it, other programs at every call.
-            return torch.onnx.is_in_onnx_export()
-        return 3 * hidden_states.shape[:-1].numel() > 2 * hidden_states.shape[-1]
-
-    def keeps_folded(self) -> bool:
-        """Whether M may be kept: in inference, where comparing the weights does not make a device wait.
-
-        Weights that are no plain parameter are shards, quantized, or traced by a function transform.
-        """
-        return not (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or type(self.dictionary) is not nn.Parameter
-            or self.dictionary.device.type != "cpu"
-        )
-
-    def kept_folded_dictionary(self) -> torch.Tensor:
-        """Return M, formed anew when the dictionary has changed, by whatever means."""
-        dictionary = self.dictionary.detach()
-        if (entry := _folded_dictionaries.get(self.dictionary)) is not None:
-            copy, step_size, folded = entry
-            if copy.dtype == dictionary.dtype and step_size == self.step_size and torch.equal(copy, dictionary):
-                return folded
-        with torch.autocast("cpu", enabled=False):  # M has to serve outside autocast too
-            folded = FoldDictionary.apply(dictionary, self.step_size)
-        _folded_dictionaries[self.dictionary] = (dictionary.clone(), self.step_size, folded)
-        return folded
-
-    def extra_repr(self) -> str:
-        return f"step_size={self.step_size}, threshold={self.threshold}"
-
-
-class CrateMaeDropPath(nn.Module):
-    r"""Stochastic depth: in training, leave out the whole branch for some images.
-
-        x' = x b / (1 - p),   b = 0 with probability p, else 1, drawn for each image
-
-    "Deep Networks with Stochastic Depth", Huang et al., ECCV 2016.
-
-    Args:
-        drop_prob: Probability p.
-    """
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map `(batch_size, N, d)` to the same shape."""
-        if not self.training or self.drop_prob == 0:
-            return hidden_states
-        kept = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= self.drop_prob
-        return hidden_states * kept / (1 - self.drop_prob)
-
-    def extra_repr(self) -> str:
-        return f"drop_prob={self.drop_prob}"
-
-
-def drop_path_schedule(config: CrateEncoderConfig) -> list[float]:
-    """Return the stochastic depth of each encoder layer: from 0 linearly to `config.drop_path_rate`, as in timm."""
-    last = max(config.num_hidden_layers - 1, 1)
-    return [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
-
-
-class CrateMaeLayer(GradientCheckpointingLayer):
-    """Encoder layer f: compress, then sparsify.
-
-    z_half = z + MSSA(LN(z)),   z' = ISTA(LN(z_half))
-
-    Stochastic depth leaves out the compression alone: ISTA has no skip connection, without it nothing would be left.
-
-    Args:
-        config: Of the model.
-        drop_path_rate: Probability to leave out MSSA for an image in training.
-    """
-
-    def __init__(self, config: CrateEncoderConfig, drop_path_rate: float = 0.0):
-        super().__init__()
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mssa = CrateMaeSubspaceAttention(config, config.num_attention_heads)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = CrateMaeDropPath(drop_path_rate)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.ista = CrateMaeISTA(config.hidden_size, config.ista_step_size, config.ista_lambda)
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        compressed, _ = self.mssa(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(compressed))
-        normed = self.layernorm_after(hidden_states)
-        return self.ista(normed, norm_inputs=inputs_of_norm(self.layernorm_after, hidden_states))
 
 
 class CrateMaeDecoderLayer(GradientCheckpointingLayer):
@@ -495,22 +119,17 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dictionary = nn.Parameter(torch.empty(config.hidden_size, config.hidden_size))
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mssa = CrateMaeSubspaceAttention(config, cast(int, config.decoder_num_attention_heads))
+        self.mssa = CrateMSSA(config, cast(int, config.decoder_num_attention_heads))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        normed = self.layernorm_before(hidden_states)
-        inputs = inputs_of_norm(self.layernorm_before, hidden_states)
-        hidden_states = normed_product(normed, self.dictionary.T, inputs)
+        hidden_states = normed_product(*apply_norm(self.layernorm_before, hidden_states), self.dictionary.T)
         compressed, _ = self.mssa(self.layernorm_after(hidden_states), **kwargs)
         return hidden_states - self.dropout(compressed)
 
 
 class CrateMaeDecoder(nn.Module):
-    """Decoder layers, final layer norm and projection to pixels: `(batch_size, N, d)` to `(batch_size, L, pixels)`.
-
-    With a mask the pixels of the masked patches alone, over all images: `(number of masked patches, pixels)`.
-    """
+    """Decoder layers, `(batch_size, N, d)` to the same shape, and what the model predicts pixels with."""
 
     def __init__(self, config: CrateMaeConfig):
         super().__init__()
@@ -520,34 +139,10 @@ class CrateMaeDecoder(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.prediction_head = nn.Linear(config.hidden_size, patch_height * patch_width * config.num_channels)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        if bool_masked_pos is None:
-            return self.prediction_head(self.layernorm(hidden_states)[:, 1:])
-        positions = nn.functional.pad(bool_masked_pos, (1, 0)).flatten().nonzero().squeeze(1)  # behind the cls token
-        return self.prediction_head(self.layernorm(hidden_states.flatten(0, 1).index_select(0, positions)))
-
-
-class CrateEncoderPreTrainedModel(PreTrainedModel):
-    """What Transformers has to know of any model with these encoder layers."""
-
-    config: CrateEncoderConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)  # type: ignore[assignment]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": CrateMaeLayer, "attentions": CrateMaeSubspaceAttention}
-    _input_embed_layer = "patch_embeddings"
+        return hidden_states
 
 
 class CrateMaePreTrainedModel(CrateEncoderPreTrainedModel):
@@ -555,7 +150,7 @@ class CrateMaePreTrainedModel(CrateEncoderPreTrainedModel):
 
     config: CrateMaeConfig
     base_model_prefix = "crate_mae"
-    _no_split_modules = ["CrateMaeEmbeddings", "CrateMaeLayer", "CrateMaeDecoderLayer"]
+    _no_split_modules = ["CrateMaeEmbeddings", "CrateLayer", "CrateMaeDecoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -569,7 +164,7 @@ class CrateMaePreTrainedModel(CrateEncoderPreTrainedModel):
             bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(cast(torch.Tensor, module.bias))
-        elif isinstance(module, (CrateMaeISTA, CrateMaeDecoderLayer)):
+        elif isinstance(module, (CrateISTA, CrateMaeDecoderLayer)):
             init.kaiming_uniform_(module.dictionary)
         elif isinstance(module, CrateMaeEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
@@ -588,7 +183,7 @@ class CrateMaeModel(CrateMaePreTrainedModel):
     def __init__(self, config: CrateMaeConfig):
         super().__init__(config)
         self.embeddings = CrateMaeEmbeddings(config)
-        self.layers = nn.ModuleList([CrateMaeLayer(config, rate) for rate in drop_path_schedule(config)])
+        self.layers = nn.ModuleList([CrateLayer(config, rate) for rate in drop_path_schedule(config)])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.post_init()
 
@@ -651,6 +246,11 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         self.decoder = CrateMaeDecoder(config)
         self.post_init()
 
+    @property
+    def patch_grid(self) -> CratePatchGrid:
+        """How images are cut into patches."""
+        return self.crate_mae.embeddings.patch_embeddings
+
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Cut images into patches.
 
@@ -664,9 +264,8 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         Raises:
             ValueError: If the channels or the image size do not fit the model.
         """
-        patch_embeddings = self.crate_mae.embeddings.patch_embeddings
-        patch_embeddings.check(pixel_values, interpolate_pos_encoding=True)
-        return patch_embeddings.patchify(pixel_values)
+        self.patch_grid.check(pixel_values, interpolate_pos_encoding=True)
+        return self.patch_grid.patchify(pixel_values)
 
     def unpatchify(self, patches: torch.Tensor, image_size: tuple[int, int] | None = None) -> torch.Tensor:
         """Put patches together again: the inverse of `patchify`.
@@ -681,23 +280,13 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         Raises:
             ValueError: If the patches do not fill such an image.
         """
-        patch_height, patch_width = to_pair(self.config.patch_size)
-        height, width = image_size if image_size is not None else to_pair(self.config.image_size)
-        num_patches = height // patch_height * (width // patch_width)
-        num_values = patch_height * patch_width * self.config.num_channels
-        if height % patch_height or width % patch_width or patches.shape[1:] != (num_patches, num_values):
-            raise ValueError(
-                f"`patches` must have shape (batch_size, {num_patches}, {num_values}) for a {(height, width)} image "
-                f"and patches of {(patch_height, patch_width)} pixels, got {tuple(patches.shape)}."
-            )
-        grid = patches.unflatten(2, (patch_height, patch_width, -1)).unflatten(1, (-1, width // patch_width))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, i, j, p, q, C) -> (B, C, i p, j q)
+        return self.patch_grid.unpatchify(patches, image_size or self.patch_grid.image_size)
 
     def sample_mask(self, noise: torch.Tensor) -> torch.BoolTensor:
         """Mask the patches with the largest noise.
 
         Args:
-            noise: One number a patch, `(batch_size, num_patches)`; the `int(L * (1 - mask_ratio))` smallest stay
+            noise: One number per patch, `(batch_size, num_patches)`; the `int(L * (1 - mask_ratio))` smallest stay
                 visible.
 
         Returns:
@@ -713,31 +302,57 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         + 1e-6).
 
         Args:
-            pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
+            pixel_values: Images of shape `(batch_size, num_channels, height, width)` that fit the model.
 
         Returns:
             Targets of the shape of `patchify`.
         """
-        target = self.patchify(pixel_values.float())
+        target = self.patch_grid.patchify(pixel_values.float())
         if self.config.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / (variance + 1e-6).sqrt()
         return target
 
-    def forward_loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        r"""Mean squared error over the masked patches, in float32.
+    def predict(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the pixels that the decoder's tokens `(..., d)` stand for, `(..., P)`."""
+        return self.decoder.prediction_head(self.decoder.layernorm(tokens))
 
-            loss = sum_l mask_l |x_l - y_l|² / P / sum_l mask_l
+    def patch_errors(
+        self, pixel_values: torch.Tensor, logits: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        r"""Mean squared error of each patch, in float32.
 
-        x are the `patch_targets`, P is the number of values in a patch. Zero where nothing is masked.
+            e_l = |x_l - y_l|² / P
+
+        x are the `patch_targets`, P is the number of values in a patch.
 
         Args:
-            pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
+            pixel_values: Images of shape `(batch_size, num_channels, height, width)` that fit the model.
             logits: Predicted patches y of shape `(batch_size, num_patches, P)`.
+            bool_masked_pos: Boolean, `(batch_size, num_patches)`: says that the logits are those of the masked patches
+                alone, over all images, `(number of masked patches, P)`.
+
+        Returns:
+            Errors of shape `(batch_size, num_patches)`, or `(number of masked patches,)`.
+        """
+        targets = self.patch_targets(pixel_values)
+        if bool_masked_pos is not None:
+            targets = targets[bool_masked_pos]
+        return (logits.float() - targets).pow(2).mean(dim=-1)
+
+    def forward_loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        r"""Mean of the `patch_errors` over the masked patches, in float32.
+
+            loss = sum_l mask_l e_l / sum_l mask_l
+
+        Zero where nothing is masked.
+
+        Args:
+            pixel_values: Images of shape `(batch_size, num_channels, height, width)` that fit the model.
+            logits: Predicted patches of shape `(batch_size, num_patches, P)`.
             mask: 1 where a patch is masked, `(batch_size, num_patches)`.
         """
-        error = (logits.float() - self.patch_targets(pixel_values)).pow(2).mean(dim=-1)
-        return (error * mask).sum() / mask.sum().clamp(min=1)
+        return (self.patch_errors(pixel_values, logits) * mask).sum() / mask.sum().clamp(min=1)
 
     @can_return_tuple
     def forward(
@@ -786,32 +401,37 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         (147, [1, 3, 224, 224])
         ```
         """
-        patch_embeddings = self.crate_mae.embeddings.patch_embeddings
-        patch_embeddings.check(pixel_values, interpolate_pos_encoding)
         if not (return_loss or return_logits):
             raise ValueError("`return_loss` and `return_logits` are both False: there is nothing to compute.")
         if bool_masked_pos is None:
-            (height, width), (patch_height, patch_width) = pixel_values.shape[2:], patch_embeddings.patch_size
-            shape = (pixel_values.shape[0], height // patch_height * (width // patch_width))
+            rows, columns = self.patch_grid.grid_size(pixel_values)
+            shape = (pixel_values.shape[0], rows * columns)
             if noise is None:
                 noise = torch.rand(shape, device=pixel_values.device)
             elif noise.shape != shape:
-                raise ValueError(f"`noise` must have shape {shape}, one number a patch, got {tuple(noise.shape)}.")
+                raise ValueError(
+                    f"`noise` must have shape {shape}, one number per patch of {tuple(pixel_values.shape[2:])} images, "
+                    f"got {tuple(noise.shape)}."
+                )
             bool_masked_pos = self.sample_mask(noise)
         else:
             noise = None
         outputs: BaseModelOutputWithPooling = self.crate_mae(
             pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs
         )
+        tokens = self.decoder(outputs.last_hidden_state, **kwargs)
         mask = bool_masked_pos.float()
         logits, loss = None, None
         if return_logits:
-            logits = self.decoder(outputs.last_hidden_state, **kwargs)
+            logits = self.predict(tokens[:, 1:])
             loss = self.forward_loss(pixel_values, logits, mask) if return_loss else None
         else:
-            predictions = self.decoder(outputs.last_hidden_state, bool_masked_pos, **kwargs)
-            error = (predictions.float() - self.patch_targets(pixel_values)[bool_masked_pos]).pow(2).mean(dim=-1)
-            loss = error.sum() / max(len(error), 1)
+            positions = (
+                nn.functional.pad(bool_masked_pos, (1, 0)).flatten().nonzero().squeeze(1)
+            )  # behind the cls token
+            predictions = self.predict(tokens.flatten(0, 1).index_select(0, positions))
+            errors = self.patch_errors(pixel_values, predictions, bool_masked_pos)
+            loss = errors.sum() / max(len(errors), 1)
         # Without noise, visible and masked patches keep their order; ONNX has no stable sort that would do the same.
         ranking = mask * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device) if noise is None else noise
         return CrateMaeForPreTrainingOutput(
@@ -824,7 +444,7 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         )
 
 
-class CrateMaeForImageClassification(CrateMaePreTrainedModel):
+class CrateMaeForImageClassification(CrateClassifierMixin, CrateMaePreTrainedModel):
     """The encoder with a linear classifier on the mean of the patch tokens, or on the cls token (`config.pooling`)."""
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
@@ -836,88 +456,9 @@ class CrateMaeForImageClassification(CrateMaePreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
-        r"""Classify images; nothing is masked.
 
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Images as [`CrateMaeImageProcessor`] prepares them.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Classes in `[0, config.num_labels - 1]`; with one label the loss is a regression loss, and with
-                `problem_type="multi_label_classification"` labels are `(batch_size, num_labels)`.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate the positions, for images of another size than the model was made for.
-
-        Returns:
-            [`ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`, and `loss` where labels are given.
-
-        Raises:
-            ValueError: If channels or image size do not fit the model.
-        """
-        outputs: BaseModelOutputWithPooling = self.base_model(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-        )
-        tokens = cast(torch.Tensor, outputs.last_hidden_state)
-        logits = self.classifier(tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1))
-        loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-class CrateMaeBackbone(BackboneMixin, CrateMaeModel):
+class CrateMaeBackbone(CrateBackboneMixin, CrateMaeModel):
     """The encoder as a backbone for detection and segmentation: feature maps of chosen layers."""
-
-    def __init__(self, config: CrateMaeConfig):
-        super().__init__(config)
-        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-
-    @can_return_tuple
-    @filter_output_hidden_states
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BackboneOutput:
-        r"""Return the feature maps of the stages in `config.out_features`; nothing is masked.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Images as [`CrateMaeImageProcessor`] prepares them.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate the positions, for images of another size than the model was made for.
-
-        Returns:
-            [`BackboneOutput`]: `feature_maps`, one a stage, `(batch_size, hidden_size, rows, columns)`.
-
-        Raises:
-            ValueError: If channels or image size do not fit the model.
-        """
-        # The encoder's forward, which comes behind the mixin.
-        outputs = super(BackboneMixin, self).forward(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
-        )
-        patch_height, patch_width = self.embeddings.patch_embeddings.patch_size
-        grid_size = (pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width)
-        feature_maps = []
-        for stage, hidden_states in zip(self.stage_names, outputs.hidden_states, strict=True):
-            if stage in self.out_features:
-                if self.config.apply_layernorm:
-                    hidden_states = self.layernorm(hidden_states)
-                if self.config.reshape_hidden_states:
-                    hidden_states = hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
-                feature_maps.append(hidden_states)
-        return BackboneOutput(
-            feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
 
 __all__ = [

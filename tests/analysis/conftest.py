@@ -5,7 +5,7 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from crate_mae_hf import CrateConfig, CrateForImageClassification, CrateMaeConfig, CrateMaeForPreTraining
-from crate_mae_hf.modeling_crate_mae import sincos_position_table
+from crate_mae_hf.crate_patches import sincos_position_table
 
 
 @pytest.fixture

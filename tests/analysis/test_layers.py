@@ -23,7 +23,7 @@ def attend(mssa: torch.nn.Module, x: torch.Tensor, num_heads: int) -> torch.Tens
         for basis in mssa.subspace_proj.weight.chunk(num_heads):
             w = tokens @ basis.T
             heads.append((w @ w.T / math.sqrt(len(basis))).softmax(dim=1) @ w)
-        images.append(torch.cat(heads, dim=1) @ mssa.out_proj.weight.T + mssa.out_proj.bias)
+        images.append(torch.cat(heads, dim=1) @ mssa.o_proj.weight.T + mssa.o_proj.bias)
     return torch.stack(images)
 
 
@@ -117,7 +117,7 @@ def test_a_perfect_inverse_scores_1(square_config, pixel_values):
     model = CrateMaeForPreTraining(square_config)
     with torch.no_grad():
         for layer in [*model.crate_mae.layers, *model.decoder.layers]:
-            layer.mssa.out_proj.weight.zero_()
+            layer.mssa.o_proj.weight.zero_()
         for layer in model.crate_mae.layers:
             layer.ista.dictionary.copy_(torch.eye(32))
             layer.ista.threshold = 0.0

@@ -18,7 +18,7 @@ def test_layers_of_crate_mae(config):
         "crate_mae.embeddings.patch_embeddings.projection.bias",
     }
     assert indices["crate_mae.layers.0.ista.dictionary"] == 1
-    assert indices["crate_mae.layers.2.mssa.out_proj.bias"] == 3
+    assert indices["crate_mae.layers.2.mssa.o_proj.bias"] == 3
     assert {name for name, index in indices.items() if index == 4} == {
         *(f"{module}.{name}" for module in ("crate_mae.layernorm", "classifier") for name in ("weight", "bias"))
     }
@@ -56,7 +56,7 @@ def test_learning_rates_are_those_of_beit(config):
         *(
             f"crate_mae.layers.{layer}.{name}"
             for layer in range(3)
-            for name in ("mssa.subspace_proj.weight", "mssa.out_proj.weight", "ista.dictionary")
+            for name in ("mssa.subspace_proj.weight", "mssa.o_proj.weight", "ista.dictionary")
         ),
     }
 

@@ -16,7 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from ..configuration_crate import to_pair
-from ..modeling_crate_mae import sincos_position_table
+from ..crate_patches import sincos_position_table
 
 logger = logging.get_logger(__name__)
 

@@ -71,12 +71,12 @@ def reconstruction_errors(
             outputs = model(pixel_values.to(model.device), noise=batch["noise"].to(model.device))
         mask = outputs.mask.cpu().bool()
         pixel_mask = model.unpatchify(mask.unsqueeze(-1).expand_as(outputs.logits), tuple(pixel_values.shape[2:]))[:, 0]
-        targets = model.patch_targets(pixel_values)
+        logits = outputs.logits.float().cpu()
         predictions = {
-            "model": outputs.logits.float().cpu(),
-            "mean_patch": mean_patch.expand_as(targets),
+            "model": logits,
+            "mean_patch": mean_patch.expand_as(logits),
             "inpainting": model.patch_targets(inpaint_batch(pixel_values, ~pixel_mask)),
         }
         for name, prediction in predictions.items():
-            errors[name].append((prediction - targets).square().mean(-1)[mask])
+            errors[name].append(model.patch_errors(pixel_values, prediction)[mask])
     return {name: float(torch.cat(values).mean()) for name, values in errors.items()}

@@ -1,0 +1,130 @@
+"""What models on these layers share: loading and saving, the image classifier, and the backbone."""
+
+from typing import Any, cast
+
+import torch
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_crate import CrateEncoderConfig
+from .crate_layers import CrateLayer, CrateMSSA
+
+# Weights that had another name: pattern in an older checkpoint -> the name now.
+FORMER_NAMES = {r"mssa\.out_proj": "mssa.o_proj"}
+
+
+class CrateEncoderPreTrainedModel(PreTrainedModel):
+    """What Transformers has to know of any model with these encoder layers."""
+
+    config: CrateEncoderConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": CrateLayer, "attentions": CrateMSSA}
+    _input_embed_layer = "patch_embeddings"
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        """Load a model as Transformers does, also where its weights have former names."""
+        loaded = super().from_pretrained(*args, key_mapping={**FORMER_NAMES, **(key_mapping or {})}, **kwargs)
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info=True`
+        # Saving would reverse the renaming.
+        model._weight_conversions = [
+            conversion for conversion in model._weight_conversions if conversion.source_patterns[0] not in FORMER_NAMES
+        ]
+        return loaded
+
+
+class CrateClassifierMixin:
+    """The forward of an image classifier: `classifier` on the mean of the patch tokens, or on the cls token."""
+
+    @can_return_tuple
+    def forward(
+        self: Any,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""Classify images; nothing is masked.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`CrateMaeImageProcessor`] prepares them.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Classes in `[0, config.num_labels - 1]`; with one label the loss is a regression loss, and with
+                `problem_type="multi_label_classification"` labels are `(batch_size, num_labels)`.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to interpolate the positions, for images of another size than the model was made for.
+
+        Returns:
+            [`ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`, and `loss` where labels are given.
+
+        Raises:
+            ValueError: If channels or image size do not fit the model.
+        """
+        outputs: BaseModelOutputWithPooling = self.base_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        tokens = cast(torch.Tensor, outputs.last_hidden_state)
+        logits = self.classifier(tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1))
+        loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class CrateBackboneMixin(BackboneMixin):
+    """An encoder as a backbone for detection and segmentation: feature maps of chosen layers."""
+
+    def __init__(self, config: CrateEncoderConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self: Any,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        r"""Return the feature maps of the stages in `config.out_features`; nothing is masked.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`CrateMaeImageProcessor`] prepares them.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to interpolate the positions, for images of another size than the model was made for.
+
+        Returns:
+            [`BackboneOutput`]: `feature_maps`, one per stage, `(batch_size, hidden_size, rows, columns)`.
+
+        Raises:
+            ValueError: If channels or image size do not fit the model.
+        """
+        # The encoder's forward, which comes behind the mixin.
+        outputs = cast(Any, super(BackboneMixin, self)).forward(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values)
+        feature_maps = []
+        for stage, hidden_states in zip(self.stage_names, outputs.hidden_states, strict=True):
+            if stage in self.out_features:
+                if self.config.apply_layernorm:
+                    hidden_states = self.layernorm(hidden_states)
+                if self.config.reshape_hidden_states:
+                    hidden_states = hidden_states[:, 1:].transpose(1, 2).unflatten(2, grid_size).contiguous()
+                feature_maps.append(hidden_states)
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
