@@ -29,6 +29,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 import crate_mae_hf  # noqa: F401 (registers the Auto classes)
+from crate_mae_hf.adapters import inference, layer_tokens
 from crate_mae_hf.cli import clear_errors, parse_arguments
 from crate_mae_hf.data.images import decode, image_bytes
 from crate_mae_hf.data.labels import LabelledDataArguments, load_labelled_datasets
@@ -39,12 +40,10 @@ from crate_mae_hf.evaluation.features import (
     available_features,
     extract_features,
     image_batches,
-    layer_tokens,
     select_features,
 )
 from crate_mae_hf.evaluation.probes import C_GRID, HELD_OUT, check_labels, linear_probe, nearest_neighbours
 from crate_mae_hf.evaluation.results import library_versions
-from crate_mae_hf.inference import inference
 from crate_mae_hf.tables import Row, markdown_table, text_table
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist_sample"

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from crate_mae_hf import CrateMaeConfig
+from crate_mae_hf.adapters import fill_vit_mae
 from crate_mae_hf.cli import clear_errors
 from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
-from crate_mae_hf.evaluation.encoders import fill_vit_mae
 from crate_mae_hf.training.arguments import ScriptTrainingArguments, find_checkpoint
 from crate_mae_hf.training.trainer import SeededTrainer
 

@@ -15,14 +15,9 @@ from transformers import (
 )
 
 from crate_mae_hf import CrateMaeImageProcessor, CrateMaeModel
+from crate_mae_hf.adapters import layer_tokens
 from crate_mae_hf.evaluation.encoders import random_encoder
-from crate_mae_hf.evaluation.features import (
-    available_features,
-    extract_features,
-    image_batches,
-    layer_tokens,
-    select_features,
-)
+from crate_mae_hf.evaluation.features import available_features, extract_features, image_batches, select_features
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 VITS = {

@@ -7,8 +7,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..inference import inference
-from .models import check_pixel_values, forward_hooks, patch_grid, query_key_projections, run_encoder
+from ..adapters import check_pixel_values, forward_hooks, inference, patch_grid, query_key_projections, run_encoder
 
 
 def attention_maps(

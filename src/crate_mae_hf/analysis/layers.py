@@ -10,7 +10,15 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..inference import inference
+from ..adapters import (
+    check_pixel_values,
+    forward_hooks,
+    inference,
+    is_white_box,
+    patch_grid,
+    predict_patches,
+    run_encoder,
+)
 from .coding_rate import (
     coding_rate,
     nonzero_share,
@@ -19,7 +27,6 @@ from .coding_rate import (
     subspace_coding_rate,
     subspace_coherence,
 )
-from .models import check_pixel_values, forward_hooks, patch_grid, predict_patches, run_encoder
 
 # Name -> one number an image, float64 on the CPU.
 Measures = dict[str, torch.Tensor]
@@ -106,9 +113,9 @@ def layer_report(
     Raises:
         ValueError: If the model is neither a CRATE-MAE nor a CRATE, or images or mask do not fit it.
     """
-    encoder_layers = list(cast(Any, model.base_model).layers)
-    if not all(hasattr(layer, "ista") for layer in encoder_layers):
+    if not is_white_box(model):
         raise ValueError(f"`model` must be a CRATE-MAE or CRATE model, got {type(model).__name__}.")
+    encoder_layers = list(cast(Any, model.base_model).layers)
     check_pixel_values(model, pixel_values)
     decoder = getattr(model, "decoder", None)
     layers = encoder_layers + ([] if decoder is None else list(decoder.layers))

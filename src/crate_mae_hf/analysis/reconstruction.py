@@ -7,9 +7,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..adapters import check_pixel_values, inference, patch_grid, predict_patches
 from ..configuration_crate import to_pair
-from ..inference import inference
-from .models import check_pixel_values, patch_grid, predict_patches
 
 Statistics = Literal["none", "oracle", "visible"]
 

@@ -1,7 +1,7 @@
 """Vision models of Transformers without their heads: trained, by name or folder, or the same with fresh weights."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import (
@@ -10,13 +10,11 @@ from transformers import (
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
-    ViTMAEPreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..configuration_crate import to_pair
-from ..crate_patches import sincos_position_table
+from ..adapters import fill_vit_mae, knows_positions
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +53,7 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
     with torch.no_grad():
         for key in missing:
             model.get_parameter(key).zero_()
-    if config.model_type == "vit_mae" and not cast(Any, model).embeddings.position_embeddings.any():
+    if not knows_positions(model):
         logger.warning(
             f"{name} is a ViTMAE whose positions are all zero: it cannot tell where a patch is. Transformers 5.23 "
             "leaves them so in a ViTMAE made from a configuration."
@@ -80,27 +78,8 @@ def random_encoder(config: PreTrainedConfig, seed: int, dtype: torch.dtype = tor
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
-        if config.model_type == "vit_mae":
-            fill_vit_mae(cast(ViTMAEPreTrainedModel, model))
+        fill_vit_mae(model)
     return model.to(dtype).eval()
-
-
-@torch.no_grad()
-def fill_vit_mae(model: ViTMAEPreTrainedModel) -> None:
-    """Fill the sin-cos positions, cls and mask token of a ViTMAE made from a configuration, where they are zero.
-
-    Transformers 5.23 leaves some of them so; a model with zero positions cannot tell where a patch is.
-    """
-    config = model.config
-    sizes = zip(to_pair(config.image_size), to_pair(config.patch_size), strict=True)
-    rows, columns = (length // patch for length, patch in sizes)
-    for name, parameter in model.named_parameters():
-        if parameter.any():
-            continue
-        if name.endswith(("position_embeddings", "decoder_pos_embed")):
-            parameter.copy_(sincos_position_table(parameter.shape[-1], (rows, columns)))
-        elif name.endswith(("cls_token", "mask_token")):
-            parameter.normal_(std=config.initializer_range)
 
 
 def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..inference import inference
+from ..adapters import inference
 from ..modeling_crate_mae import CrateMaeForPreTraining
 
 

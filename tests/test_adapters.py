@@ -1,0 +1,160 @@
+"""CRATE-MAE, CRATE and ViTMAE by one face."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import ResNetConfig, ResNetModel, ViTMAEConfig, ViTMAEForPreTraining
+
+from crate_mae_hf import CrateConfig, CrateMaeForPreTraining, CrateModel
+from crate_mae_hf.adapters import (
+    fill_vit_mae,
+    inference,
+    is_white_box,
+    knows_positions,
+    masked_pass,
+    query_key_projections,
+)
+
+REFERENCE = Path(__file__).parent / "reference" / "vic_mae_micro.safetensors"
+SMALL_VIT_MAE = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
+    "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32, "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+
+# Names of the official MAE -> those of Transformers.
+MAE_NAMES = (
+    (r"^decoder_blocks\.", "decoder.decoder_layers."),
+    (r"^blocks\.", "vit.layers."),
+    (r"^norm\.", "vit.layernorm."),
+    (r"^decoder_(embed|norm|pred|pos_embed)", r"decoder.decoder_\1"),
+    (r"^mask_token", "decoder.mask_token"),
+    (r"^cls_token", "vit.embeddings.cls_token"),
+    (r"^pos_embed", "vit.embeddings.position_embeddings"),
+    (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.o_proj."),
+)
+
+
+def read_reference() -> tuple[dict, dict[str, torch.Tensor]]:
+    """The official settings and all tensors."""
+    with safe_open(REFERENCE, "pt") as file:
+        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def to_vit_mae(official: dict, tensors: dict[str, torch.Tensor]) -> ViTMAEForPreTraining:
+    """A ViTMAE of Transformers with the weights of an official MAE, in which query, key and value are one product."""
+    config = ViTMAEConfig(
+        image_size=official["img_size"],
+        patch_size=official["patch_size"],
+        hidden_size=official["embed_dim"],
+        num_hidden_layers=official["depth"],
+        num_attention_heads=official["num_heads"],
+        intermediate_size=int(official["embed_dim"] * official["mlp_ratio"]),
+        decoder_hidden_size=official["decoder_embed_dim"],
+        decoder_num_hidden_layers=official["decoder_depth"],
+        decoder_num_attention_heads=official["decoder_num_heads"],
+        decoder_intermediate_size=int(official["decoder_embed_dim"] * official["mlp_ratio"]),
+        mask_ratio=official["mask_ratio"],
+        norm_pix_loss=official["norm_pix_loss"],
+        layer_norm_eps=official["layer_norm_eps"],
+    )
+    weights = {}
+    for key, value in tensors.items():
+        if not key.startswith("checkpoint.") or key.startswith("checkpoint.projector."):
+            continue
+        name = key.removeprefix("checkpoint.")
+        for pattern, replacement in MAE_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if ".attn.qkv." in name:
+            for part, third in zip("qkv", value.chunk(3), strict=True):
+                weights[name.replace("attn.qkv", f"attention.{part}_proj")] = third
+        else:
+            weights[name] = value
+    model = ViTMAEForPreTraining(config)
+    model.load_state_dict(weights)
+    return model
+
+
+@pytest.mark.parametrize("view", [1, 2])
+def test_masked_pass_of_a_vit_mae_is_the_official_one(view):
+    official, tensors = read_reference()
+    model = to_vit_mae(official, tensors)
+    result = masked_pass(model, tensors[f"pixel_values_{view}"].float(), tensors[f"noise_{view}"])
+    assert torch.equal(result.mask, tensors[f"expected.mask_{view}"].float())
+    expected = tensors[f"expected.pooled_{view}"].float()
+    torch.testing.assert_close(result.pooled, expected, atol=1e-5, rtol=1e-5)
+    loss = (result.errors * result.mask).sum() / result.mask.sum()
+    torch.testing.assert_close(loss, tensors[f"expected.loss_recon_{view}"].float().squeeze(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_errors_of_a_masked_pass_are_the_loss_of_pre_training(config, pixel_values, norm_pix_loss):
+    config.norm_pix_loss = norm_pix_loss
+    vit_mae = ViTMAEForPreTraining(ViTMAEConfig(**SMALL_VIT_MAE, norm_pix_loss=norm_pix_loss))
+    noise = torch.rand(2, 16)
+    for model in (CrateMaeForPreTraining(config), vit_mae):
+        result = masked_pass(model, pixel_values, noise)
+        outputs = model(pixel_values, noise=noise)
+        assert torch.equal(result.mask, outputs.mask)
+        assert torch.equal((result.errors * result.mask).sum() / result.mask.sum(), outputs.loss)
+
+
+def test_a_masked_pass_pools_over_visible_patches(config, pixel_values):
+    model = CrateMaeForPreTraining(config)
+    noise = torch.rand(2, 16)
+    result = masked_pass(model, pixel_values, noise)
+    mask = model.sample_mask(noise)
+    tokens = model.crate_mae(pixel_values, mask).last_hidden_state[:, 1:]
+    expected = torch.stack([image[~masked].mean(dim=0) for image, masked in zip(tokens, mask, strict=True)])
+    torch.testing.assert_close(result.pooled, expected)
+    result.pooled.sum().backward()
+    assert model.crate_mae.layers[0].ista.dictionary.grad.abs().sum() > 0
+
+
+def test_inference_leaves_each_module_its_mode(config):
+    model = CrateMaeForPreTraining(config).train()
+    model.decoder.eval()
+    with inference(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+    assert model.crate_mae.layers[0].training
+    assert not model.decoder.layers[0].training
+    assert torch.is_grad_enabled()
+
+
+def test_projections_and_what_is_white(config):
+    crate_mae, vit_mae = CrateMaeForPreTraining(config), ViTMAEForPreTraining(ViTMAEConfig(**SMALL_VIT_MAE))
+    crate = CrateModel(CrateConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+    resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"))
+    assert [is_white_box(model) for model in (crate_mae, crate, vit_mae, resnet)] == [True, True, False, False]
+    query, key = query_key_projections(crate_mae, -1)
+    assert query is key is crate_mae.crate_mae.layers[2].mssa.subspace_proj
+    attention = vit_mae.vit.layers[0].attention
+    assert query_key_projections(vit_mae, 0) == (attention.q_proj, attention.k_proj)
+    with pytest.raises(ValueError, match=r"`layer` must lie in \[-3, 2\], got 3"):
+        query_key_projections(crate_mae, 3)
+
+
+def test_what_transformers_leaves_zero_is_filled_and_nothing_else(config):
+    vit_mae = ViTMAEForPreTraining(ViTMAEConfig(**SMALL_VIT_MAE))
+    with torch.no_grad():
+        vit_mae.vit.embeddings.position_embeddings.zero_()
+        vit_mae.decoder.mask_token.zero_()
+    assert not knows_positions(vit_mae)
+    weight = vit_mae.vit.layers[0].mlp.fc1.weight.clone()
+    fill_vit_mae(vit_mae)
+    assert knows_positions(vit_mae)
+    assert vit_mae.decoder.mask_token.std() > 0
+    assert torch.equal(vit_mae.vit.layers[0].mlp.fc1.weight, weight)
+    model = CrateMaeForPreTraining(config)
+    with torch.no_grad():
+        model.crate_mae.embeddings.mask_token.zero_()
+    fill_vit_mae(model)
+    assert not model.crate_mae.embeddings.mask_token.any()
