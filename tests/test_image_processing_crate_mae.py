@@ -172,5 +172,5 @@ def test_bad_input_gets_a_clear_error(processor_class, picture):
         processor(np.zeros((48, 60, 5), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"13 channels.*`num_channels=13`"):
         processor_class(**SMALL, num_channels=13, image_mean=0.5, image_std=0.5)(picture)
-    with pytest.raises(ValueError, match=r"`image_mean` must be one number or have 1 values, one a channel"):
+    with pytest.raises(ValueError, match=r"`image_mean` must be one number or have 1 values, one per channel"):
         processor_class(**SMALL, num_channels=1)(picture)

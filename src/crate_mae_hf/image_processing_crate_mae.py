@@ -171,7 +171,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
             image_std: Standard deviation of each channel, likewise.
 
         Raises:
-            ValueError: If there is not one value a channel.
+            ValueError: If there is not one value per channel.
         """
         height, width = to_pair(config.image_size)
         crop_size = {"height": height, "width": width}
@@ -180,7 +180,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
             settings["size"] = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if values is not None and len(values) != config.num_channels:
-                raise ValueError(f"`{name}` must have {config.num_channels} values, one a channel, got {values}.")
+                raise ValueError(f"`{name}` must have {config.num_channels} values, one per channel, got {values}.")
             if values is not None:
                 settings[name] = list(values)
             elif config.num_channels != 3:
@@ -195,7 +195,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
             values = kwargs[name] if do_convert_rgb and kwargs.get("do_normalize") else None
             if isinstance(values, (list, tuple)) and len(values) not in (1, num_channels):
                 raise ValueError(
-                    f"`{name}` must be one number or have {num_channels} values, one a channel (`num_channels="
+                    f"`{name}` must be one number or have {num_channels} values, one per channel (`num_channels="
                     f"{num_channels}`), got {values}."
                 )
 

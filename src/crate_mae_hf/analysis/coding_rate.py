@@ -7,7 +7,7 @@ import torch
 
 
 def coding_rate(tokens: torch.Tensor, eps_squared: float = 0.01, normalize: bool = False) -> torch.Tensor:
-    r"""Coding rate: nats to describe all tokens jointly, up to a squared error of eps² a token.
+    r"""Coding rate: nats to describe all tokens jointly, up to a squared error of eps² per token.
 
         R(Z) = 1/2 logdet(I + d / (N eps²) Zᵀ Z)
 

@@ -59,7 +59,7 @@ def reconstruction_grid(
     image_mean: Sequence[float],
     image_std: Sequence[float],
 ) -> Figure:
-    """Draw a row an image: the original, then masked image, output, and output with the visible patches pasted.
+    """Draw one row per image: the original, then masked image, output, and output with the visible patches pasted.
 
     A masked image is not drawn again where the mask is the same as before; of an image that was predicted as a whole
     (`reconstruct_whole`), the output alone is drawn.
@@ -67,8 +67,8 @@ def reconstruction_grid(
     Args:
         reconstructions: One, or several of the same images (other masks, other mask ratios, other statistics), which
             follow each other from left to right.
-        image_mean: The image processor's mean, one a channel.
-        image_std: The image processor's standard deviation, one a channel.
+        image_mean: The image processor's mean, one per channel.
+        image_std: The image processor's standard deviation, one per channel.
     """
     if isinstance(reconstructions, Reconstruction):
         reconstructions = [reconstructions]
@@ -104,7 +104,7 @@ def reconstruction_grid(
 
 
 def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Figure:
-    """Draw a row an image: the image, and how much its cls token attends to each patch, head by head.
+    """Draw one row per image: the image, and how much its cls token attends to each patch, head by head.
 
     Args:
         images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
@@ -127,7 +127,7 @@ def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Fig
 
 
 def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequence[int]) -> Figure:
-    """Draw a row an image: the image, and the attention of its cls token laid over it, layer by layer.
+    """Draw one row per image: the image, and the attention of its cls token laid over it, layer by layer.
 
     Args:
         images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
@@ -152,7 +152,7 @@ def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequenc
 
 
 def pca_grid(images: torch.Tensor, maps: PcaMaps, tensor_name: str) -> Figure:
-    """Draw a row an image: the image, the first component, the foreground, and three components of the foreground.
+    """Draw one row per image: the image, the first component, the foreground, and three components of the foreground.
 
     Args:
         images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
@@ -245,8 +245,8 @@ def layer_steps(report: LayerReport) -> Figure:
     _curve(energy, encoder, "ista_energy", "ISTA: |z' - n|² / |n|²", "tab:green")
     _finish(energy, "energy of the two steps", "relative energy")
     for ax, name, title, ylabel in (
-        (residual, "residual", "sparse coding: residual", "1/2 |n - a D\u1d40|² a token"),
-        (penalty, "l1", "sparse coding: l1 term", "lambda |a|_1 a token"),
+        (residual, "residual", "sparse coding: residual", "1/2 |n - a D\u1d40|² per token"),
+        (penalty, "l1", "sparse coding: l1 term", "lambda |a|_1 per token"),
     ):
         _curve(ax, encoder, f"{name}_before", "a = n, before ISTA", "tab:blue", dashed=True)
         _curve(ax, encoder, f"{name}_after", "a = z', after ISTA", "tab:green")

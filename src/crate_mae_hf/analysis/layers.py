@@ -28,7 +28,7 @@ from .coding_rate import (
     subspace_coherence,
 )
 
-# Name -> one number an image, float64 on the CPU.
+# Name -> one number per image, float64 on the CPU.
 Measures = dict[str, torch.Tensor]
 
 DESCRIPTIONS = {
@@ -45,10 +45,10 @@ DESCRIPTIONS = {
     "mssa_energy": "|MSSA(LN(z))|² / |z|²",
     "ista_energy": "|ISTA(n) - n|² / |n|², n = LN(z_half)",
     "dictionary_energy": "|n Dᵀ - n|² / |n|², n = LN(y)",
-    "residual_before": "1/2 |n - a Dᵀ|² a token, code a = n before the ISTA step",
-    "residual_after": "1/2 |n - a Dᵀ|² a token, code a = ISTA(n)",
-    "l1_before": "lambda |a|_1 a token, a = n",
-    "l1_after": "lambda |a|_1 a token, a = ISTA(n)",
+    "residual_before": "1/2 |n - a Dᵀ|² per token, code a = n before the ISTA step",
+    "residual_after": "1/2 |n - a Dᵀ|² per token, code a = ISTA(n)",
+    "l1_before": "lambda |a|_1 per token, a = n",
+    "l1_after": "lambda |a|_1 per token, a = ISTA(n)",
     "subspace_coherence": "mean squared cosine between the K subspaces: 0 orthogonal, 1 equal",
     "dictionary_defect": "|Dᵀ D - I|_F / sqrt(d)",
     "inversion": "mean cosine of g_l(z^(L-l+1)) and z^(L-l), each token centred: 1 if g_l inverts f_(L-l+1)",
@@ -78,7 +78,7 @@ class LayerReport:
         return self.encoder["sparsity"].shape[1]
 
     def table(self) -> list[dict[str, str | int | float]]:
-        """Return a row a layer: `part`, `layer` (from 1), and `<measure>_mean` and `<measure>_std` over the images."""
+        """Return one row per layer: `part`, `layer` (from 1), `<measure>_mean` and `<measure>_std` over the images."""
         rows: list[dict[str, str | int | float]] = []
         for part, measures in (("encoder", self.encoder), ("decoder", self.decoder)):
             for layer in range(len(next(iter(measures.values()), ()))):
@@ -187,8 +187,8 @@ class _Observer:
         self.encoder_layers = encoder_layers
         self.decoder_layers = decoder_layers
         self.eps_squared = eps_squared
-        # One a layer, encoder first, a number an image. Not tensors: small ones that stay, between large ones that go,
-        # keep glibc's allocator from using the memory of the large ones again.
+        # One per layer, encoder first, a number per image. Not tensors: small ones that stay, between large ones that
+        # go, keep glibc's allocator from using the memory of the large ones again.
         self.measures: list[dict[str, list[float]]] = []
         self.hidden_states: list[torch.Tensor] = []  # z^0 ... z^L
         self.decoder_input: torch.Tensor | None = None

@@ -69,7 +69,7 @@ def random_masks(
 
 
 def to_pixels(patch_values: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
-    """Repeat one value a patch over its pixels: `(batch_size, rows, columns)` to `(batch_size, 1, height, width)`."""
+    """Repeat one value per patch over its pixels: `(batch_size, rows, columns)` to `(batch_size, 1, height, width)`."""
     return patch_values.repeat_interleave(patch_size[0], 1).repeat_interleave(patch_size[1], 2).unsqueeze(1)
 
 
@@ -85,8 +85,8 @@ def interpolate_visible(values: torch.Tensor, visible: torch.Tensor) -> torch.Te
         v_i = sum_j w_ij v_j / sum_j w_ij,   w_ij = |position_i - position_j|^-4,   j visible
 
     Args:
-        values: One number a patch, `(batch_size, rows, columns)`; what stands at masked places is not read.
-        visible: Boolean, same shape, at least one True an image.
+        values: One number per patch, `(batch_size, rows, columns)`; what stands at masked places is not read.
+        visible: Boolean, same shape, at least one True per image.
 
     Returns:
         The grid, unchanged where it is visible.
@@ -117,7 +117,7 @@ def stitch(
         normalized: Images y whose patches have mean 0 and variance 1, `(batch_size, num_channels, height, width)`.
         mean: Mean of each patch, `(batch_size, rows, columns)`; what stands at masked places is not read.
         std: Standard deviation of each patch, likewise.
-        masked: Boolean, same shape, at least one False an image.
+        masked: Boolean, same shape, at least one False per image.
         pull: How strongly the interpolated statistics are held on to.
 
     Returns:
@@ -137,7 +137,7 @@ def stitch(
             (index[:, :-1], index[:, 1:], left[b], right[b]),
             (index[:-1], index[1:], upper[b], lower[b]),
         ):
-            # The difference over a border is linear in m_i, s_i, m_j, s_j: one row of coefficients a pair of pixels.
+            # The difference over a border is linear in m_i, s_i, m_j, s_j: one row of coefficients per pair of pixels.
             y_i, y_j = y_i.flatten(2).flatten(0, 1), y_j.flatten(2).flatten(0, 1)  # (borders, pairs of pixels)
             coefficients = torch.stack([torch.ones_like(y_i), y_i, -torch.ones_like(y_j), -y_j], dim=2)
             unknowns = torch.stack([i, num_patches + i, j, num_patches + j], dim=2).flatten(0, 1)

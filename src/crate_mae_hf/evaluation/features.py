@@ -1,4 +1,4 @@
-"""Features of images from any vision model of Transformers: one vector an image, of any layer."""
+"""Features of images from any vision model of Transformers: one vector per image, of any layer."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
