@@ -32,35 +32,36 @@ class ModelRow(NamedTuple):
         return classes
 
 
-CRATE_MAE = ModelRow(
-    name="CRATE-MAE",
-    config_class=CrateMaeConfig,
-    tags=("crate_mae", "crate", "masked-autoencoder"),
-    paper="""\
+ROWS = [
+    ModelRow(
+        name="CRATE-MAE",
+        config_class=CrateMaeConfig,
+        tags=("crate_mae", "crate", "masked-autoencoder"),
+        paper="""\
 CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
 compresses the tokens against learned subspaces (attention with one matrix for query, key and value), then takes one
 step towards a sparse, non-negative code. It is described in
 [Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
 (Pai, Buchanan, Wu, Yu, Ma; ICLR 2024).""",
-    citation="""\
+        citation="""\
 @inproceedings{pai2024masked,
   title={Masked Completion via Structured Diffusion with White-Box Transformers},
   author={Druv Pai and Sam Buchanan and Ziyang Wu and Yaodong Yu and Yi Ma},
   booktitle={International Conference on Learning Representations},
   year={2024}
 }""",
-)
-CRATE = ModelRow(
-    name="CRATE",
-    config_class=CrateConfig,
-    tags=("crate",),
-    paper="""\
+    ),
+    ModelRow(
+        name="CRATE",
+        config_class=CrateConfig,
+        tags=("crate",),
+        paper="""\
 CRATE is an image classifier whose layers are derived rather than designed: each layer compresses the tokens against
 learned subspaces (attention with one matrix for query, key and value), then takes one step towards a sparse,
 non-negative code. It is described in
 [White-Box Transformers via Sparse Rate Reduction](https://arxiv.org/abs/2306.01129)
 (Yu, Buchanan, Pai, Chu, Wu, Tong, Haeffele, Ma; NeurIPS 2023).""",
-    citation="""\
+        citation="""\
 @inproceedings{yu2023white,
   title={White-Box Transformers via Sparse Rate Reduction},
   author={Yaodong Yu and Sam Buchanan and Druv Pai and Tianzhe Chu and Ziyang Wu and Shengbang Tong and
@@ -68,8 +69,9 @@ non-negative code. It is described in
   booktitle={Advances in Neural Information Processing Systems},
   year={2023}
 }""",
-)
+    ),
+]
 # By model type.
-MODELS = {row.config_class.model_type: row for row in (CRATE_MAE, CRATE)}
+MODELS = {row.config_class.model_type: row for row in ROWS}
 # "CRATE-MAE or CRATE", for messages.
-MODEL_NAMES = " or ".join(row.name for row in MODELS.values())
+MODEL_NAMES = " or ".join(row.name for row in ROWS)
