@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from transformers import PreTrainedModel
 
 import crate_mae_hf
@@ -20,6 +21,15 @@ COMPLETE = CODE | {"config.json", "model.safetensors", "preprocessor_config.json
 SAVED = [
     (row, auto_class) for row in MODELS.values() for auto_class in row.model_classes if auto_class != "AutoBackbone"
 ]
+every_saved_class = pytest.mark.parametrize(
+    ("row", "auto_class"), SAVED, ids=[f"{row.name}-{auto_class}" for row, auto_class in SAVED]
+)
+
+
+def rows_with(auto_class: str) -> pytest.MarkDecorator:
+    """Run a test once per `row` that has a class for an Auto class."""
+    rows = [row for row in MODELS.values() if auto_class in row.model_classes]
+    return pytest.mark.parametrize("row", rows, ids=[row.name for row in rows])
 
 
 def small_config(row: ModelRow) -> CrateEncoderConfig:

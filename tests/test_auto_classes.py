@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from saving import SAVED, save, small_config
+from saving import SAVED, every_saved_class, rows_with, save, small_config
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -18,9 +18,6 @@ from transformers import (
 import crate_mae_hf
 from crate_mae_hf import CrateMaeForPreTraining, CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from crate_mae_hf.hub import check_folder
-from crate_mae_hf.registry import MODELS
-
-rows = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +26,16 @@ def no_question(monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question="": pytest.fail(question))
 
 
-@pytest.mark.parametrize(("row", "saved"), SAVED, ids=[f"{row.name}-{name}" for row, name in SAVED])
-def test_auto_classes_load_a_folder(row, saved, tmp_path):
-    save(row, saved, tmp_path)
+@every_saved_class
+def test_auto_classes_load_a_folder(row, auto_class, tmp_path):
+    save(row, auto_class, tmp_path)
     assert type(AutoConfig.from_pretrained(tmp_path)) is row.config_class
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is CrateMaeImageProcessor
-    for other_row, auto_class in SAVED:
-        if other_row is row:
-            model = getattr(transformers, auto_class).from_pretrained(tmp_path)
-            assert type(model) is row.model_classes[auto_class]
+    for name in [name for other_row, name in SAVED if other_row is row]:
+        assert type(getattr(transformers, name).from_pretrained(tmp_path)) is row.model_classes[name]
 
 
-@rows
+@rows_with("AutoBackbone")
 def test_auto_backbone(row):
     assert type(AutoBackbone.from_config(small_config(row))) is row.model_classes["AutoBackbone"]
 
@@ -50,7 +45,7 @@ def test_auto_processor_backends(pretrained):
     assert AutoImageProcessor.from_pretrained(pretrained).crop_size == {"height": 32, "width": 32}
 
 
-@rows
+@rows_with("AutoModel")
 def test_feature_extraction_pipeline(row, tmp_path):
     save(row, "AutoModel", tmp_path)
     extract = pipeline("image-feature-extraction", model=str(tmp_path))
@@ -63,7 +58,7 @@ def test_feature_extraction_pipeline(row, tmp_path):
     torch.testing.assert_close(torch.tensor(extract(image, pool=True)), expected.pooler_output)
 
 
-@rows
+@rows_with("AutoModelForImageClassification")
 def test_image_classification_pipeline(row, tmp_path):
     save(row, "AutoModelForImageClassification", tmp_path)
     classify = pipeline("image-classification", model=str(tmp_path))

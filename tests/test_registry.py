@@ -1,16 +1,14 @@
 """The list of models against the package's public names and Transformers' Auto classes."""
 
-import pytest
 import transformers
+from saving import rows_with
 from transformers import AutoConfig, PreTrainedModel
 
 import crate_mae_hf
 from crate_mae_hf.registry import MODELS
 
-rows = pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
 
-
-@rows
+@rows_with("AutoModel")
 def test_every_class_of_a_row_is_public(row):
     for public_class in (row.config_class, *row.model_classes.values()):
         assert public_class.__name__ in crate_mae_hf.__all__
@@ -23,7 +21,7 @@ def test_every_public_model_is_in_a_row():
     assert models == {model_class for row in MODELS.values() for model_class in row.model_classes.values()}
 
 
-@rows
+@rows_with("AutoModel")
 def test_a_row_is_registered(row):
     config = AutoConfig.for_model(row.config_class.model_type, hidden_size=32, num_attention_heads=4)
     assert type(config) is row.config_class
@@ -34,7 +32,7 @@ def test_a_row_is_registered(row):
         assert model_class.config_class is row.config_class
 
 
-@rows
+@rows_with("AutoModel")
 def test_what_a_card_says_of_a_row(row):
     assert row.name in row.paper
     assert "https://arxiv.org/abs/" in row.paper

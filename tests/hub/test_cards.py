@@ -7,13 +7,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from saving import SAVED, save
+from saving import every_saved_class, save
 
 from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.hub import create_model_card
 
 
-@pytest.mark.parametrize(("row", "auto_class"), SAVED, ids=[f"{row.name}-{name}" for row, name in SAVED])
+@every_saved_class
 def test_card_of_every_model(row, auto_class, tmp_path):
     model = save(row, auto_class, tmp_path / "saved")
     card = create_model_card(tmp_path / "saved")

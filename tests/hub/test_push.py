@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
-from saving import CODE, COMPLETE, SAVED, save
+from saving import CODE, COMPLETE, every_saved_class, save
 
 from crate_mae_hf.hub import check_folder, push_folder
 from crate_mae_hf.hub.__main__ import main
@@ -117,7 +117,7 @@ def test_code_of_the_user_is_asked_for(pretrained):
         check_folder(pretrained)
 
 
-@pytest.mark.parametrize(("row", "auto_class"), SAVED, ids=[f"{row.name}-{name}" for row, name in SAVED])
+@every_saved_class
 def test_what_is_saved_is_complete(row, auto_class, tmp_path):
     save(row, auto_class, tmp_path)
     check_folder(tmp_path)

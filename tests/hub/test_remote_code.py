@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from load_everything import load_everything
-from saving import COMPLETE, SAVED, save
+from saving import COMPLETE, SAVED, rows_with, save
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 import crate_mae_hf
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining, CrateMaeImageProcessor
-from crate_mae_hf.registry import MODELS
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_folders_load_without_the_package(run, tmp_path):
         assert {path.name for path in Path(f"{folder}-again").iterdir()} == COMPLETE
 
 
-@pytest.mark.parametrize("row", MODELS.values(), ids=MODELS)
+@rows_with("AutoModel")
 def test_auto_map_is_complete_and_true(row, tmp_path):
     save(row, "AutoModel", tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["auto_map"]
