@@ -34,14 +34,12 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def text_table(rows: Sequence[Row], left: bool = False) -> str:
-    """Return rows as text with columns aligned to the right, as suits numbers, or to the left, as suits words."""
-    justify = str.ljust if left else str.rjust
+def text_table(rows: Sequence[Row]) -> str:
+    """Return rows as aligned text."""
     names = column_names(rows)
     cells = [names, *([format_value(row.get(name, "")) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(map(justify, line, widths)) for line in cells)
-    return "\n".join(line.rstrip() if left else line for line in lines)
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

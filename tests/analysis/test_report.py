@@ -26,14 +26,6 @@ def test_text_table_is_aligned():
     assert len({len(line) for line in lines}) == 1
 
 
-def test_text_table_of_words():
-    assert text_table([{"status": "ok", "key": "a.b"}, {"status": "missing"}], left=True).splitlines() == [
-        "status   key",
-        "ok       a.b",
-        "missing",
-    ]
-
-
 def test_html(tmp_path):
     picture = tmp_path / "a.png"
     picture.write_bytes(b"png")

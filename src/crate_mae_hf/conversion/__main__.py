@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if candidates:
             losses = compare_lambda(output, candidates, images)
             rows = [{"ista_lambda": str(value), "masked loss": f"{loss:.6f}"} for value, loss in losses.items()]
-            print(text_table(rows, left=True))
+            print(text_table(rows))
             print("\nThe lowest loss is the likeliest; set it with --ista_lambda, or `ista_lambda` in config.json.")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

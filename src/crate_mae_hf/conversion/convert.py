@@ -65,7 +65,7 @@ def format_report(report: Sequence[KeyReport]) -> str:
     order = ("mapped", "dropped", "missing", "unknown", "wrong shape")
     header = ("status", "official key", "ours, or why", "tensors")
     rows = sorted(report, key=lambda row: order.index(row.status))
-    return text_table([dict(zip(header, row, strict=True)) for row in rows], left=True)
+    return text_table([dict(zip(header, row, strict=True)) for row in rows])
 
 
 def convert_checkpoint(

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_crate import CrateEncoderConfig
 from ..registry import MODEL_NAMES, MODELS
-from ..tables import markdown_table
+from ..tables import format_value
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURE = "reconstruction.png"
@@ -61,11 +61,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def format_values(header: tuple[str, str], values: Mapping[str, Any]) -> str:
-    """Return names and values as a Markdown table, an empty text where there are none."""
-    return markdown_table([dict(zip(header, item, strict=True)) for item in values.items()]) if values else ""
 
 
 def describe_model(config: CrateEncoderConfig, architecture: str, kind: str) -> dict[str, Any]:
@@ -155,8 +150,9 @@ def create_model_card(
         citation=row.citation,
         picture=PICTURE if (folder / PICTURE).is_file() else None,
         model_id=model_id,
-        model=format_values(("setting", "value"), describe_model(config, architecture, kind)),
+        model=describe_model(config, architecture, kind),
         data=" ".join(filter(None, (link, data))),
-        recipe=format_values(("setting", "value"), {**(recipe or {}), **trained}),
-        results=format_values(("metric", "measured"), measured),
+        recipe={**(recipe or {}), **trained},
+        results=measured,
+        format_value=format_value,
     )
