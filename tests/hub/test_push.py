@@ -1,12 +1,14 @@
 """Pushing: what is uploaded, and what is refused before anything is."""
 
 import json
+import shutil
 from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from saving import CODE, COMPLETE, every_saved_class, save
+from snippets import snippets
 
 from crate_mae_hf.hub import check_folder, push_folder
 from crate_mae_hf.hub.__main__ import main
@@ -122,6 +124,20 @@ def test_what_is_saved_is_complete(row, auto_class, tmp_path):
     save(row, auto_class, tmp_path)
     check_folder(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == COMPLETE
+
+
+def test_snippets_on_sharing(pretrained, api, monkeypatch):
+    # Folders of these names stand for the repository and for the output of a training run.
+    folder = pretrained.parent
+    shutil.copytree(pretrained, folder / "you" / "your-crate-mae")
+    shutil.copytree(pretrained, folder / "outputs" / "crate-mae")
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    for snippet in snippets("docs/sharing.md"):
+        exec(compile(snippet, "docs/sharing.md", "exec"), names)
+    assert type(names["model"]).__name__ == "CrateMaeForPreTraining"
+    assert "| weight decay | 0.05 |" in (folder / "outputs" / "crate-mae" / "README.md").read_text()
+    assert api.uploads == [COMPLETE | {"README.md"}]
 
 
 def test_push_by_command(pretrained, api, capsys):
