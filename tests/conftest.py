@@ -1,15 +1,18 @@
 """Settings shared by all tests: no network, repeatable numbers, and a model that is small enough for any of them."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small lose time in more threads
 
 import pytest
 import torch
+from saving import save
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig
+from crate_mae_hf.registry import MODELS
 
 logging.disable_progress_bar()
 
@@ -35,3 +38,17 @@ def config() -> CrateMaeConfig:
 @pytest.fixture
 def pixel_values() -> torch.Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def pretrained(tmp_path) -> Path:
+    """Folder of a CRATE-MAE with its decoder."""
+    save(MODELS["crate_mae"], "AutoModelForPreTraining", tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def classifier(tmp_path) -> Path:
+    """Folder of a CRATE-MAE that classifies."""
+    save(MODELS["crate_mae"], "AutoModelForImageClassification", tmp_path / "classifier")
+    return tmp_path / "classifier"

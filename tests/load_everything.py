@@ -1,11 +1,10 @@
-"""Load a saved folder in every way; test_hub.py does it here and in a process without crate_mae_hf.
+"""Load a saved folder in every way; hub/test_remote_code.py does it here and in a process without crate_mae_hf.
 
     python -I load_everything.py FOLDER ... OUT_FILE
 
 The process saves each model once more, as somebody without the package would after training, in FOLDER-again.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -14,7 +13,12 @@ import torch
 import transformers
 
 IMAGE = PIL.Image.effect_mandelbrot((50, 40), (-2, -1, 1, 1), 20)
-MODELS = ("AutoModel", "AutoModelForPreTraining", "AutoModelForImageClassification")
+
+
+def model_classes(config: transformers.PreTrainedConfig) -> dict[str, str]:
+    """Auto class of a model -> the class it loads, as the folder says; backbones load from the Hub only."""
+    references = {name: value for name, value in config.auto_map.items() if name.startswith("AutoModel")}
+    return {name: reference.split(".")[-1] for name, reference in references.items()}
 
 
 def load_everything(folder: str, **kwargs) -> dict[str, object]:
@@ -23,9 +27,7 @@ def load_everything(folder: str, **kwargs) -> dict[str, object]:
     results: dict[str, object] = {"config": config.to_diff_dict()}
     processor = transformers.AutoImageProcessor.from_pretrained(folder, **kwargs)
     pixel_values = results["pixel_values"] = processor(IMAGE, return_tensors="pt").pixel_values
-    for name in MODELS:
-        if name not in config.auto_map:
-            continue
+    for name in model_classes(config):
         torch.manual_seed(0)
         model = getattr(transformers, name).from_pretrained(folder, **kwargs)
         noise = {"noise": torch.rand(1, 16)} if name == "AutoModelForPreTraining" else {}
@@ -41,9 +43,10 @@ def load_everything(folder: str, **kwargs) -> dict[str, object]:
 
 
 def save_again(folder: str) -> None:
-    name = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True).architectures[0]
-    auto_class = getattr(transformers, re.sub("^Crate(Mae)?", "AutoModel", name))
-    auto_class.from_pretrained(folder, trust_remote_code=True).save_pretrained(f"{folder}-again")
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    (auto_class,) = [name for name, value in model_classes(config).items() if value == config.architectures[0]]
+    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+    model.save_pretrained(f"{folder}-again")
     processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     processor.save_pretrained(f"{folder}-again")
 

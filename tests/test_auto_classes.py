@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from PIL import Image
+from saving import SAVED, every_saved_class, rows_with, save, small_config
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -14,7 +16,8 @@ from transformers import (
 )
 
 import crate_mae_hf
-from crate_mae_hf import CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeImageProcessor
+from crate_mae_hf import CrateMaeForPreTraining, CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf.hub import check_folder
 
 
 @pytest.fixture(autouse=True)
@@ -23,59 +26,101 @@ def no_question(monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question="": pytest.fail(question))
 
 
-@pytest.fixture
-def processor() -> CrateMaeImageProcessor:
-    return CrateMaeImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+@every_saved_class
+def test_auto_classes_load_a_folder(row, auto_class, tmp_path):
+    save(row, auto_class, tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is row.config_class
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is CrateMaeImageProcessor
+    for name in [name for other_row, name in SAVED if other_row is row]:
+        assert type(getattr(transformers, name).from_pretrained(tmp_path)) is row.model_classes[name]
 
 
-@pytest.fixture
-def folder(config, processor, tmp_path) -> str:
-    CrateMaeForPreTraining(config).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    return str(tmp_path)
+@rows_with("AutoBackbone")
+def test_auto_backbone(row):
+    assert type(AutoBackbone.from_config(small_config(row))) is row.model_classes["AutoBackbone"]
 
 
-@pytest.mark.parametrize(
-    ("auto_class", "name"),
-    [
-        (AutoConfig, "CrateMaeConfig"),
-        (AutoModel, "CrateMaeModel"),
-        (AutoModelForPreTraining, "CrateMaeForPreTraining"),
-        (AutoModelForImageClassification, "CrateMaeForImageClassification"),
-        (AutoImageProcessor, "CrateMaeImageProcessor"),
-    ],
-)
-def test_auto_classes_load_a_folder(folder, auto_class, name):
-    assert type(auto_class.from_pretrained(folder)) is getattr(crate_mae_hf, name)
+def test_auto_processor_backends(pretrained):
+    assert type(AutoImageProcessor.from_pretrained(pretrained, backend="pil")) is CrateMaeImageProcessorPil
+    assert AutoImageProcessor.from_pretrained(pretrained).crop_size == {"height": 32, "width": 32}
 
 
-def test_auto_backbone(config):
-    assert type(AutoBackbone.from_config(config)) is crate_mae_hf.CrateMaeBackbone
-
-
-def test_auto_processor_backends(folder):
-    assert type(AutoImageProcessor.from_pretrained(folder, backend="pil")) is crate_mae_hf.CrateMaeImageProcessorPil
-    assert AutoImageProcessor.from_pretrained(folder).crop_size == {"height": 32, "width": 32}
-
-
-def test_feature_extraction_pipeline(folder):
-    extract = pipeline("image-feature-extraction", model=folder)
+@rows_with("AutoModel")
+def test_feature_extraction_pipeline(row, tmp_path):
+    save(row, "AutoModel", tmp_path)
+    extract = pipeline("image-feature-extraction", model=str(tmp_path))
     image = Image.effect_mandelbrot((50, 40), (-2, -1, 1, 1), 20)
     features = torch.tensor(extract(image))
     assert features.shape == (1, 17, 32)
-    inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
-    expected = AutoModel.from_pretrained(folder)(**inputs)
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")
+    expected = AutoModel.from_pretrained(tmp_path)(**inputs)
     torch.testing.assert_close(features, expected.last_hidden_state)
     torch.testing.assert_close(torch.tensor(extract(image, pool=True)), expected.pooler_output)
 
 
-def test_image_classification_pipeline(config, processor, tmp_path):
-    config.id2label = {0: "cat", 1: "dog", 2: "fish"}
-    config.label2id = {name: number for number, name in config.id2label.items()}
-    CrateMaeForImageClassification(config).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+@rows_with("AutoModelForImageClassification")
+def test_image_classification_pipeline(row, tmp_path):
+    save(row, "AutoModelForImageClassification", tmp_path)
     classify = pipeline("image-classification", model=str(tmp_path))
     answers = classify([Image.new("L", (40, 30)), Image.new("RGBA", (20, 60))], top_k=3)
     for answer in answers:
         assert {guess["label"] for guess in answer} == {"cat", "dog", "fish"}
         assert sum(guess["score"] for guess in answer) == pytest.approx(1)
+
+
+def test_sharded_checkpoint(config, pixel_values, tmp_path):
+    model = CrateMaeForPreTraining(config).eval()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    CrateMaeImageProcessor().save_pretrained(tmp_path)
+    check_folder(tmp_path)
+    noise = torch.rand(2, 16)
+    again = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(again(pixel_values, noise=noise).logits, model(pixel_values, noise=noise).logits)
+
+
+def test_bfloat16_checkpoint(config, pixel_values, tmp_path):
+    model = CrateMaeForPreTraining(config).eval().to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16
+    noise = torch.rand(2, 16)
+    outputs = again(pixel_values, noise=noise)
+    assert outputs.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(outputs.logits, model(pixel_values, noise=noise).logits)
+    full = AutoModelForPreTraining.from_pretrained(tmp_path, dtype=torch.float32)
+    assert full.dtype == torch.float32
+    torch.testing.assert_close(full(pixel_values, noise=noise).loss, outputs.loss, rtol=0.05, atol=0.05)
+
+
+def test_another_image_size_has_its_table_rebuilt(pretrained, config):
+    model = AutoModel.from_pretrained(pretrained, image_size=[48, 64], ignore_mismatched_sizes=True)
+    expected = crate_mae_hf.CrateMaeModel(crate_mae_hf.CrateMaeConfig(**{**config.to_dict(), "image_size": [48, 64]}))
+    assert torch.equal(model.embeddings.position_embeddings, expected.embeddings.position_embeddings)
+    trained = AutoModel.from_pretrained(pretrained)
+    assert torch.equal(model.layers[0].ista.dictionary, trained.layers[0].ista.dictionary)
+    assert model(torch.randn(1, 3, 48, 64)).last_hidden_state.shape == (1, 49, 32)
+
+
+def test_another_number_of_labels(classifier):
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForImageClassification.from_pretrained(classifier, num_labels=7)
+    model = AutoModelForImageClassification.from_pretrained(classifier, num_labels=7, ignore_mismatched_sizes=True)
+    assert model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 7)
+    assert model.classifier.weight.std() > 0
+    trained = AutoModelForImageClassification.from_pretrained(classifier)
+    assert torch.equal(model.crate_mae.layers[0].ista.dictionary, trained.crate_mae.layers[0].ista.dictionary)
+
+
+@pytest.mark.parametrize("name", ["CrateMaeModel", "CrateMaeBackbone"])
+def test_an_encoder_loads_quietly_from_a_pre_training_checkpoint(name, pretrained, caplog):
+    transformers.utils.logging.enable_propagation()
+    try:
+        encoder, info = getattr(crate_mae_hf, name).from_pretrained(pretrained, output_loading_info=True)
+    finally:
+        transformers.utils.logging.disable_propagation()
+    assert not any(info.values())
+    assert caplog.text == ""
+    trained = CrateMaeForPreTraining.from_pretrained(pretrained)
+    assert torch.equal(encoder.layernorm.weight, trained.crate_mae.layernorm.weight)
+    assert torch.equal(encoder.layers[-1].ista.dictionary, trained.crate_mae.layers[-1].ista.dictionary)

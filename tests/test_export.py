@@ -1,4 +1,4 @@
-"""The snippets of the README's section on export, and what they export, against PyTorch."""
+"""The snippets of docs/export.md, and what they export, against PyTorch."""
 
 from pathlib import Path
 
@@ -6,15 +6,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from snippets import snippets
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
-
-README = Path(__file__).parents[1] / "README.md"
-
-
-def snippets(section: str) -> list[str]:
-    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return [block.split("```")[0] for block in text.split("```python\n")[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +21,7 @@ def exported(tmp_path_factory) -> tuple[Path, dict]:
     names: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for snippet in snippets("Export"):
+        for snippet in snippets("docs/export.md"):
             exec(snippet, names)
     return folder, names
 

@@ -1,10 +1,12 @@
-"""The README's snippets for features and reconstructions, run as they stand."""
+"""The snippets of the README and of docs/conversion.md, run as they stand."""
 
 import re
-from pathlib import Path
 
 import pytest
+import torch
+from official import make_official
 from PIL import Image
+from snippets import ROOT, snippets
 
 from crate_mae_hf import (
     CrateConfig,
@@ -13,14 +15,6 @@ from crate_mae_hf import (
     CrateMaeForPreTraining,
     CrateMaeImageProcessor,
 )
-
-ROOT = Path(__file__).parents[1]
-
-
-def snippets(section: str) -> list[str]:
-    """The Python blocks of a section."""
-    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,7 @@ def test_snippet(section, printed, tmp_path, monkeypatch, capsys):
     CrateMaeImageProcessor.from_config(config).save_pretrained(tmp_path / "outputs" / "demo")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    (snippet,) = snippets(section)
+    (snippet,) = snippets("README.md", section)
     exec(compile(snippet, section, "exec"), {})
     assert re.match(printed, capsys.readouterr().out, re.DOTALL)
 
@@ -51,6 +45,14 @@ def test_snippet_of_a_crate(tmp_path, monkeypatch, capsys):
     CrateMaeImageProcessor.from_config(config).save_pretrained(tmp_path / "crate-base")
     Image.new("RGB", (50, 40)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    (snippet,) = snippets("Supervised CRATE")
-    exec(compile(snippet, "Supervised CRATE", "exec"), {})
+    (snippet,) = snippets("docs/conversion.md", "Supervised CRATE")
+    exec(compile(snippet, "docs/conversion.md", "exec"), {})
     assert re.match(r"LABEL_\d\n$", capsys.readouterr().out)
+
+
+def test_snippet_of_a_conversion(tmp_path, monkeypatch, capsys):
+    torch.save(make_official(CrateMaeConfig.from_size("base")), tmp_path / "crate_mae_base.pth")
+    monkeypatch.chdir(tmp_path)
+    snippet, _ = snippets("docs/conversion.md")
+    exec(compile(snippet, "docs/conversion.md", "exec"), {})
+    assert capsys.readouterr().out == "['pos_embed', 'decoder_embed.weight', 'decoder_embed.bias']\n"

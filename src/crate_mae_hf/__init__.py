@@ -3,21 +3,11 @@
 Importing the package registers its classes with the Auto classes of Transformers.
 """
 
-from typing import Any
-
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-    AutoVideoProcessor,
-    PreTrainedModel,
-)
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 from transformers.utils import is_torchvision_available
 
-from .configuration_crate import CrateConfig, CrateEncoderConfig
+from .configuration_crate import CrateConfig
 from .configuration_crate_mae import CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
@@ -29,21 +19,10 @@ from .modeling_crate_mae import (
     CrateMaeModel,
     CrateMaePreTrainedModel,
 )
+from .registry import MODELS
 
-_MODELS: dict[type[CrateEncoderConfig], dict[Any, type[PreTrainedModel]]] = {
-    CrateMaeConfig: {
-        AutoModel: CrateMaeModel,
-        AutoModelForPreTraining: CrateMaeForPreTraining,
-        AutoModelForImageClassification: CrateMaeForImageClassification,
-        AutoBackbone: CrateMaeBackbone,
-    },
-    CrateConfig: {
-        AutoModel: CrateModel,
-        AutoModelForImageClassification: CrateForImageClassification,
-        AutoBackbone: CrateBackbone,
-    },
-}
-for config_class, model_classes in _MODELS.items():
+for row in MODELS.values():
+    config_class = row.config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoImageProcessor.register(
         config_class,
@@ -58,9 +37,9 @@ for config_class, model_classes in _MODELS.items():
         AutoVideoProcessor.register(config_class, None, exist_ok=True)
     # Whatever is saved takes the source files along: the folder then loads where this package is not installed.
     config_class.register_for_auto_class()
-    for auto_class, model_class in model_classes.items():
-        auto_class.register(config_class, model_class, exist_ok=True)
-        model_class.register_for_auto_class(auto_class.__name__)
+    for auto_class, model_class in row.model_classes.items():
+        getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
+        model_class.register_for_auto_class(auto_class)
 CrateMaeImageProcessor.register_for_auto_class()
 CrateMaeImageProcessorPil.register_for_auto_class()
 

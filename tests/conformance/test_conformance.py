@@ -1,4 +1,4 @@
-"""Transformers' own common tests on the classes of CRATE-MAE and CRATE.
+"""Transformers' own common tests on the classes of every model in the list of models.
 
 What the mixins skip by themselves (accelerators, flash attention, text and generative models) shows in pytest's
 summary; what is switched off here has its reason beside it.
@@ -13,32 +13,26 @@ from hf_conformance.test_configuration_common import ConfigTester
 from hf_conformance.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from hf_conformance.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 
-from crate_mae_hf import (
-    CrateBackbone,
-    CrateConfig,
-    CrateForImageClassification,
-    CrateMaeBackbone,
-    CrateMaeConfig,
-    CrateMaeForImageClassification,
-    CrateMaeForPreTraining,
-    CrateMaeImageProcessor,
-    CrateMaeImageProcessorPil,
-    CrateMaeModel,
-    CrateModel,
-)
+from crate_mae_hf import CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf.registry import MODELS
 
 # The mixins know a class's task by its name in these tables; without an entry they skip labels and training.
-for table, model_classes in {
-    "MODEL_MAPPING_NAMES": (CrateMaeModel, CrateModel),
-    "MODEL_FOR_PRETRAINING_MAPPING_NAMES": (CrateMaeForPreTraining,),
-    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": (CrateMaeForImageClassification, CrateForImageClassification),
-    "MODEL_FOR_BACKBONE_MAPPING_NAMES": (CrateMaeBackbone, CrateBackbone),
-}.items():
-    ours = {model_class.config_class.model_type: model_class.__name__ for model_class in model_classes}
+TABLES = {
+    "AutoModel": "MODEL_MAPPING_NAMES",
+    "AutoModelForPreTraining": "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoBackbone": "MODEL_FOR_BACKBONE_MAPPING_NAMES",
+}
+for auto_class, table in TABLES.items():
+    ours = {
+        model_type: row.model_classes[auto_class].__name__
+        for model_type, row in MODELS.items()
+        if auto_class in row.model_classes
+    }
     setattr(test_modeling_common, table, {**getattr(test_modeling_common, table), **ours})
 
 
-class CrateMaeModelTester:
+class SmallModelTester:
     """A small configuration and inputs for it."""
 
     def __init__(self, parent, config_class):
@@ -80,19 +74,20 @@ class CrateMaeModelTester:
         return config, inputs["pixel_values"], ids_tensor([self.batch_size], self.num_labels)
 
 
-class CrateMaeModelTest(ModelTesterMixin, unittest.TestCase):
-    config_class = CrateMaeConfig
-    all_model_classes = (CrateMaeModel, CrateMaeForPreTraining, CrateMaeForImageClassification, CrateMaeBackbone)
+class ModelTests(ModelTesterMixin):
+    """The tests of all classes of a row; `row` is set below."""
+
     test_resize_embeddings = False  # there is no vocabulary
     test_can_init_all_missing_weights_before_2023 = True  # the gate for old models: keep the initialisation test
 
     def setUp(self):
-        self.model_tester = CrateMaeModelTester(self, self.config_class)
-        self.config_tester = ConfigTester(self, self.config_class, has_text_modality=False, hidden_size=36)
+        self.model_tester = SmallModelTester(self, self.row.config_class)
+        self.config_tester = ConfigTester(self, self.row.config_class, has_text_modality=False, hidden_size=36)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs_dict = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        if model_class is CrateMaeForPreTraining:  # the mask has to be the same in every pass
+        if model_class is self.row.model_classes.get("AutoModelForPreTraining"):
+            # The mask has to be the same in every pass.
             shape = (inputs_dict["pixel_values"].shape[0], self.model_tester.num_patches)
             inputs_dict["noise"] = torch.rand(shape, generator=torch.Generator().manual_seed(0))
         return inputs_dict
@@ -111,24 +106,26 @@ class CrateMaeModelTest(ModelTesterMixin, unittest.TestCase):
             assert model.get_output_embeddings() is None
 
 
-class CrateModelTest(CrateMaeModelTest):
-    config_class = CrateConfig
-    all_model_classes = (CrateModel, CrateForImageClassification, CrateBackbone)
-
-
-class CrateMaeBackboneTest(BackboneTesterMixin, unittest.TestCase):
-    all_model_classes = (CrateMaeBackbone,)
-    config_class = CrateMaeConfig
+class BackboneTests(BackboneTesterMixin):
+    """The tests of a row's backbone; `row` is set below."""
 
     def setUp(self):
-        self.model_tester = CrateMaeModelTester(self, self.config_class)
+        self.model_tester = SmallModelTester(self, self.config_class)
         get_config = self.model_tester.get_config
         self.model_tester.get_config = lambda: get_config(out_features=["stage1", "stage2"])
 
 
-class CrateBackboneTest(CrateMaeBackboneTest):
-    all_model_classes = (CrateBackbone,)
-    config_class = CrateConfig
+def add_test_case(row, tests, model_classes):
+    """Put a test case where pytest finds it, by a name such as `CrateMaeModelTest` or `CrateMaeBackboneTest`."""
+    name = row.config_class.__name__.replace("Config", tests.__name__.removesuffix("s"))
+    settings = {"row": row, "config_class": row.config_class, "all_model_classes": tuple(model_classes)}
+    globals()[name] = type(name, (tests, unittest.TestCase), {**settings, "__module__": __name__})
+
+
+for row in MODELS.values():
+    add_test_case(row, ModelTests, row.model_classes.values())
+    if "AutoBackbone" in row.model_classes:
+        add_test_case(row, BackboneTests, [row.model_classes["AutoBackbone"]])
 
 
 class CrateMaeImageProcessorTester(ImageProcessingTester):

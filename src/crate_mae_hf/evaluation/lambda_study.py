@@ -1,0 +1,59 @@
+"""Which `ista_lambda` a converted checkpoint was trained with: the masked loss of each candidate on given images."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+import torch
+from tqdm import tqdm
+
+from ..image_processing_crate_mae import CrateMaeImageProcessor
+from ..modeling_crate_mae import CrateMaeForPreTraining
+
+LAMBDA_FILE = "lambda_comparison.json"
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the images in a folder and its subfolders.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    extensions = PIL.Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
+    if not paths:
+        raise ValueError(f"`images` must be a folder of images, found none in {folder}.")
+    return paths
+
+
+@torch.no_grad()
+def compare_lambda(folder: str | Path, candidates: Sequence[float], images: Sequence[Path]) -> dict[float, float]:
+    """Return the masked loss on given images for each candidate of `ista_lambda`, which a checkpoint does not hold.
+
+    Every candidate sees the same images with the same masks. Also written to `lambda_comparison.json` in the folder.
+
+    Args:
+        folder: Converted checkpoint.
+        candidates: Values of lambda.
+        images: Image files.
+    """
+    processor = CrateMaeImageProcessor.from_pretrained(folder)
+    models = {
+        value: CrateMaeForPreTraining.from_pretrained(folder, ista_lambda=value, dtype=torch.float32)
+        for value in candidates
+    }
+    rows, columns = models[candidates[0]].config.grid_size
+    generator = torch.Generator().manual_seed(0)
+    totals = dict.fromkeys(candidates, 0.0)
+    for start in tqdm(range(0, len(images), 16), desc="Comparing lambda", unit="batch"):
+        batch = images[start : start + 16]
+        loaded: list[PIL.Image.Image] = [PIL.Image.open(path) for path in batch]
+        pixel_values = processor(loaded, return_tensors="pt").pixel_values
+        noise = torch.rand(len(batch), rows * columns, generator=generator)
+        for value, model in models.items():
+            totals[value] += model(pixel_values, noise=noise).loss.item() * len(batch)
+    losses = {value: total / len(images) for value, total in totals.items()}
+    comparison = {"images": len(images), "masked_loss": losses}
+    (Path(folder) / LAMBDA_FILE).write_text(json.dumps(comparison, indent=2) + "\n")
+    return losses

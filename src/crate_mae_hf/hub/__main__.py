@@ -1,0 +1,43 @@
+"""Command line: push a saved model to the Hub, with a card.
+
+python -m crate_mae_hf.hub FOLDER REPO_ID --dataset ILSVRC/imagenet-1k --license mit
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..registry import MODEL_NAMES
+from . import check_folder, create_model_card, push_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m crate_mae_hf.hub", description=f"Push a saved {MODEL_NAMES} model to the Hub, with a card."
+    )
+    parser.add_argument("folder", type=Path, help="folder with a model and its image processor")
+    parser.add_argument("repo_id", help="repository, name or owner/name")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--dataset", help="for the card: id of the training data on the Hub")
+    parser.add_argument("--data", help="for the card: the training data in words")
+    parser.add_argument("--license", help="for the card: licence of the weights, as the Hub names it")
+    options = parser.parse_args(arguments)
+    readme = options.folder / "README.md"
+    card = {name: getattr(options, name) for name in ("dataset", "data", "license")}
+    try:
+        check_folder(options.folder)
+        if any(card.values()):
+            if readme.exists():
+                raise ValueError(
+                    f"{readme} is there already and would be pushed as it is: move it, or drop the options."
+                )
+            create_model_card(options.folder, model_id=options.repo_id, **card).save(readme)
+        print(push_folder(options.folder, options.repo_id, private=options.private))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Pushing a saved model to the Hub, after checking that it loads wherever Transformers does."""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+
+from .cards import create_model_card, read_config, read_json
+
+# What a Trainer leaves in its folder and nobody loads; among it every pickle.
+NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*"]
+
+
+def relative_imports(path: Path) -> list[str]:
+    """Return the files beside a Python file that it imports, wherever the import stands: loading wants them all."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
+    return [f"{node.module}.py" for node in imports if node.module]
+
+
+def find_code(folder: Path, references: Iterable[str]) -> list[str]:
+    """Return the Python files of the classes in an `auto_map`, and of what they import in turn, there or not.
+
+    Args:
+        folder: Folder of the files.
+        references: "module.Class", with "owner/name--" in front where the map points into another repository.
+    """
+    waiting = [f"{reference.split('--')[-1].split('.')[0]}.py" for reference in references]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += relative_imports(folder / name) if (folder / name).is_file() else []
+    return sorted(found)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Check that a folder has everything that the Auto classes and pipelines load.
+
+    Args:
+        folder: Folder with a model and its image processor.
+
+    Raises:
+        ValueError: Naming what is missing and how to write it.
+    """
+    folder = Path(folder)
+    read_config(folder)
+    missing, references = [], []
+    # The image processor's code brings that of all models along, and its file does not load without them.
+    for name in ("config.json", "preprocessor_config.json"):
+        auto_map = read_json(folder / name).get("auto_map", {})
+        references += auto_map.values()
+        if not auto_map:
+            missing.append(f"an `auto_map` in {name}" if (folder / name).is_file() else name)
+    missing += [name for name in find_code(folder, references) if not (folder / name).is_file()]
+    if not any(folder.glob("model*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        raise ValueError(
+            f"`folder` {folder} lacks {', '.join(missing)}: save model and image processor to it with their "
+            "`save_pretrained`."
+        )
+
+
+def check_token(api: HfApi) -> None:
+    """Check that the Hub accepts the token, and for writing.
+
+    Raises:
+        ValueError: If there is no token, or it is rejected, or it only reads.
+        ConnectionError: If the Hub does not answer.
+    """
+    advice = "log in with `hf auth login`, or pass one with write access; nothing was uploaded."
+    try:
+        user = api.whoami()
+    except LocalTokenNotFoundError as error:
+        raise ValueError(f"`token` is needed to push, found none: {advice}") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise ValueError(f"`token` was rejected by the Hub: {advice}") from error
+    except HTTPError as error:
+        raise ConnectionError(f"The Hub cannot be reached ({error}); nothing was uploaded.") from error
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise ValueError(f"`token` of {user.get('name')} may only read: {advice}")
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    commit_message: str = "Upload model",
+) -> str:
+    """Push a saved model to the Hub, after checking that it is complete and that the token is good.
+
+    A card is written to the folder where it has none; a `README.md` that is there goes up as it is. Intermediate
+    checkpoints, logs and pickles of a training run stay behind.
+
+    Args:
+        folder: Folder with a model and its image processor.
+        repo_id: Repository, `name` or `owner/name`; created where it does not exist.
+        token: Access token; the one of `hf auth login` or `HF_TOKEN` when left out.
+        private: Whether a new repository is private.
+        commit_message: First line of the commit.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        ValueError: If the folder is incomplete, or the token missing, rejected or read-only.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    api = HfApi(token=token)
+    check_token(api)
+    if not (folder / "README.md").exists():
+        create_model_card(folder, model_id=repo_id).save(folder / "README.md")
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=NOT_PUSHED
+    )
+    return str(url)

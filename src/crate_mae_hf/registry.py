@@ -1,0 +1,77 @@
+"""The list of models, one row per model: registration, conversion, model cards and tests go through it.
+
+Which classes a model has stands in its configuration's `auto_classes`, which travels to the Hub.
+"""
+
+import importlib
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from .configuration_crate import CrateConfig, CrateEncoderConfig
+from .configuration_crate_mae import CrateMaeConfig
+
+
+class ModelRow(NamedTuple):
+    """A model: its configuration, and what a model card says of it."""
+
+    name: str
+    config_class: type[CrateEncoderConfig]
+    tags: tuple[str, ...]
+    paper: str  # a paragraph in Markdown
+    citation: str  # BibTeX
+
+    @property
+    def model_classes(self) -> dict[str, type[PreTrainedModel]]:
+        """Name of an Auto class -> the class that it loads."""
+        classes = {}
+        for auto_class, reference in self.config_class.auto_classes.items():
+            if auto_class != "AutoConfig":
+                module, name = reference.split(".")
+                classes[auto_class] = getattr(importlib.import_module(f".{module}", __package__), name)
+        return classes
+
+
+ROWS = [
+    ModelRow(
+        name="CRATE-MAE",
+        config_class=CrateMaeConfig,
+        tags=("crate_mae", "crate", "masked-autoencoder"),
+        paper="""\
+CRATE-MAE is a masked autoencoder whose layers are derived rather than designed: each encoder layer
+compresses the tokens against learned subspaces (attention with one matrix for query, key and value), then takes one
+step towards a sparse, non-negative code. It is described in
+[Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
+(Pai, Buchanan, Wu, Yu, Ma; ICLR 2024).""",
+        citation="""\
+@inproceedings{pai2024masked,
+  title={Masked Completion via Structured Diffusion with White-Box Transformers},
+  author={Druv Pai and Sam Buchanan and Ziyang Wu and Yaodong Yu and Yi Ma},
+  booktitle={International Conference on Learning Representations},
+  year={2024}
+}""",
+    ),
+    ModelRow(
+        name="CRATE",
+        config_class=CrateConfig,
+        tags=("crate",),
+        paper="""\
+CRATE is an image classifier whose layers are derived rather than designed: each layer compresses the tokens against
+learned subspaces (attention with one matrix for query, key and value), then takes one step towards a sparse,
+non-negative code. It is described in
+[White-Box Transformers via Sparse Rate Reduction](https://arxiv.org/abs/2306.01129)
+(Yu, Buchanan, Pai, Chu, Wu, Tong, Haeffele, Ma; NeurIPS 2023).""",
+        citation="""\
+@inproceedings{yu2023white,
+  title={White-Box Transformers via Sparse Rate Reduction},
+  author={Yaodong Yu and Sam Buchanan and Druv Pai and Tianzhe Chu and Ziyang Wu and Shengbang Tong and
+    Benjamin D. Haeffele and Yi Ma},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2023}
+}""",
+    ),
+]
+# By model type.
+MODELS = {row.config_class.model_type: row for row in ROWS}
+# "CRATE-MAE or CRATE", for messages.
+MODEL_NAMES = " or ".join(row.name for row in ROWS)
