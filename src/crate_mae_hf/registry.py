@@ -1,9 +1,13 @@
 """The list of models, one row per model: registration, conversion, model cards and tests go through it.
 
-Which classes a model has stands in its configuration's `auto_classes`, which travels to the Hub.
+Which classes a model has stands in its configuration's `auto_classes`, which travels to the Hub; which files of code it
+consists of is found by following imports.
 """
 
+import ast
 import importlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
@@ -75,3 +79,27 @@ non-negative code. It is described in
 MODELS = {row.config_class.model_type: row for row in ROWS}
 # "CRATE-MAE or CRATE", for messages.
 MODEL_NAMES = " or ".join(row.name for row in ROWS)
+
+
+def relative_imports(path: Path) -> list[str]:
+    """Return the files beside a Python file that it imports, wherever the import stands: loading wants them all."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
+    return [f"{node.module}.py" for node in imports if node.module]
+
+
+def find_code(folder: Path, references: Iterable[str]) -> list[str]:
+    """Return the Python files of the classes in an `auto_map`, and of what they import in turn, there or not.
+
+    Args:
+        folder: Folder of the files.
+        references: "module.Class", with "owner/name--" in front where the map points into another repository.
+    """
+    waiting = [f"{reference.split('--')[-1].split('.')[0]}.py" for reference in references]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += relative_imports(folder / name) if (folder / name).is_file() else []
+    return sorted(found)

@@ -115,3 +115,23 @@ def test_digests():
     assert len({digest_tensors(tensors) for tensors in digests}) == 5
     assert digest_tensors({"a": tensor, "b": tensor}) == digest_tensors({"b": tensor.clone(), "a": tensor})
     assert digest_tensors({"a": torch.tensor(1.0)}) != digest_tensors({"a": torch.tensor(2.0)})
+
+
+def test_the_code_of_the_layers_counts(config, tmp_path, monkeypatch):
+    """A model's file may import the ones beside it, which decide the features as much."""
+    (tmp_path / "modeling_toy.py").write_text(
+        "from crate_mae_hf import CrateMaeModel\n\n\nclass ToyModel(CrateMaeModel):\n"
+        "    def helper(self):\n        from .helper import SCALE\n        return SCALE\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from modeling_toy import ToyModel
+
+    def code() -> str:
+        return feature_settings(ToyModel(config), CrateMaeImageProcessor(), "data", -1, None)["code"]
+
+    digests = set()
+    for helper in (None, "SCALE = 1", "SCALE = 2"):
+        if helper is not None:
+            (tmp_path / "helper.py").write_text(helper)
+        digests.add(code())
+    assert len(digests) == 3

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from .. import adapters
+from ..registry import find_code
 from . import features
 from .results import library_versions
 
@@ -58,7 +60,10 @@ def feature_settings(
         layer: See `layer_tokens`.
         norm: See `layer_tokens`.
     """
-    modules = (features, inspect.getmodule(type(model)), inspect.getmodule(type(processor)))
+    files = {Path(inspect.getfile(module)) for module in (features, adapters)}
+    for part in (model, processor):
+        file = Path(inspect.getfile(type(part)))
+        files |= {file.with_name(name) for name in find_code(file.parent, [f"{file.stem}.{type(part).__name__}"])}
     return {
         "weights": digest_tensors(model.state_dict()),
         "config": {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"},
@@ -68,7 +73,7 @@ def feature_settings(
         "norm": norm,
         "dtype": str(model.dtype),
         "device": model.device.type,
-        "code": digest_bytes(inspect.getsource(module).encode() for module in modules if module),
+        "code": digest_bytes(file.read_bytes() for file in sorted(files, key=lambda file: file.name) if file.is_file()),
         "versions": library_versions(),
     }
 

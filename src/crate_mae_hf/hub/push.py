@@ -1,40 +1,15 @@
 """Pushing a saved model to the Hub, after checking that it loads wherever Transformers does."""
 
-import ast
-from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
+from ..registry import find_code
 from .cards import create_model_card, read_config, read_json
 
 # What a Trainer leaves in its folder and nobody loads; among it every pickle.
 NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*"]
-
-
-def relative_imports(path: Path) -> list[str]:
-    """Return the files beside a Python file that it imports, wherever the import stands: loading wants them all."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
-    return [f"{node.module}.py" for node in imports if node.module]
-
-
-def find_code(folder: Path, references: Iterable[str]) -> list[str]:
-    """Return the Python files of the classes in an `auto_map`, and of what they import in turn, there or not.
-
-    Args:
-        folder: Folder of the files.
-        references: "module.Class", with "owner/name--" in front where the map points into another repository.
-    """
-    waiting = [f"{reference.split('--')[-1].split('.')[0]}.py" for reference in references]
-    found: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += relative_imports(folder / name) if (folder / name).is_file() else []
-    return sorted(found)
 
 
 def check_folder(folder: str | Path) -> None:
