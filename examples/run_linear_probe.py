@@ -29,7 +29,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 import crate_mae_hf  # noqa: F401 (registers the Auto classes)
-from crate_mae_hf.cli import clear_errors, parse_arguments
+from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.data.images import decode, image_bytes
 from crate_mae_hf.data.labels import LabelledDataArguments, load_labelled_datasets
 from crate_mae_hf.evaluation.cache import FeatureCache, digest_bytes, feature_settings
@@ -130,12 +130,7 @@ class Images(Dataset):
 
 def check_arguments(args: ProbeArguments) -> None:
     """Raise ValueError if a setting cannot be meant, before anything is loaded."""
-    output_dir = Path(args.output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"`output_dir` {output_dir} is not empty: choose another folder, or allow files in it to be replaced with "
-            "`--overwrite_output_dir`."
-        )
+    check_output_dir(Path(args.output_dir), args.overwrite_output_dir)
     if unknown := set(args.features or ()) - set(FEATURES):
         raise ValueError(f"`features` must be of {', '.join(FEATURES)}, got {', '.join(sorted(unknown))}.")
     if args.layer != "last" and not args.layer.removeprefix("-").isdecimal():

@@ -45,7 +45,7 @@ from crate_mae_hf.analysis import (
 )
 from crate_mae_hf.analysis.layers import DESCRIPTIONS
 from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table
-from crate_mae_hf.cli import clear_errors, parse_arguments
+from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.configuration_crate import to_pair
 from crate_mae_hf.data.images import decode, select_image_column
 from crate_mae_hf.tables import text_table, write_table
@@ -188,11 +188,7 @@ def main() -> None:
     """Measure, draw, write, and say where everything is."""
     (args,) = parse_arguments([Arguments])
     output_dir = Path(args.output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"`output_dir` {output_dir} is not empty: choose another folder, or allow files in it to be replaced with "
-            "`--overwrite_output_dir`."
-        )
+    check_output_dir(output_dir, args.overwrite_output_dir)
     for name in ("num_images", "num_pictures", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
