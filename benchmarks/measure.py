@@ -96,21 +96,3 @@ def describe_machine(device: str) -> dict[str, str | int]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def markdown_table(rows: list[dict[str, str]]) -> str:
-    """An aligned Markdown table; the first column to the left, numbers to the right."""
-    columns = list(rows[0])
-    widths = [max(3, len(column), *(len(row[column]) for row in rows)) for column in columns]
-    lines = [columns, *([row[column] for column in columns] for row in rows)]
-    text = [
-        "| "
-        + " | ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([text[0], "| " + " | ".join(rule) + " |", *text[1:]])
