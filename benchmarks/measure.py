@@ -39,11 +39,11 @@ def interleave(
     """Time candidates in turns, so that whatever else the machine does meets all of them alike.
 
     Args:
-        candidates: What to time, by name; the order of a round.
-        rounds: How often each is timed.
-        device: Where the work is done.
-        description: Of the progress bar.
-        warmup: Rounds before, whose times are not kept: allocation, compilation, autotuning.
+        candidates: Functions to time, by name, in the order of a round.
+        rounds: Number of times that each is timed.
+        device: Device that does the work.
+        description: Description of the progress bar.
+        warmup: Number of rounds before, whose times are not kept: allocation, compilation, autotuning.
 
     Returns:
         Seconds of every timed call, by name.
@@ -77,7 +77,7 @@ def resident_memory(field: str = "VmRSS") -> float:
 
 
 def describe_machine(device: str) -> dict[str, str | int]:
-    """Hardware and versions, for the record."""
+    """Hardware and versions of libraries."""
     if torch.device(device).type == "cuda":
         hardware = torch.cuda.get_device_name()
     else:

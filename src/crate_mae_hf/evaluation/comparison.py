@@ -1,4 +1,4 @@
-"""Compare frozen encoders by what a linear probe and nearest neighbours read off their features."""
+"""Comparison of frozen encoders by what a linear probe and nearest neighbours read off their features."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +83,7 @@ class Encoder:
     Args:
         name: Name of the model.
         weights: "trained" or "random".
-        model: Any vision model of Transformers.
+        model: Any vision model of Transformers without its head.
         processor: Image processor of the model.
     """
 
@@ -101,9 +101,9 @@ class ProbeImages:
     """Labelled images: those that probes learn from, and those that they are tested on.
 
     Args:
-        train: Undecoded images in the column "image" with classes from 0 in "label", as `load_labelled_datasets` gives
-            them.
-        test: The same for the test.
+        train: Images to learn from, undecoded in the column "image", with the numbers of their classes in "label", as
+            `load_labelled_datasets` gives them.
+        test: Images to test on, in the same columns.
 
     Raises:
         ValueError: If the labels do not do for a probe, see `check_labels`.
@@ -142,7 +142,7 @@ def load_encoders(
     """Load vision models with their image processors.
 
     Args:
-        names: Folders, or models on the Hub.
+        names: Folders, or names of models on the Hub.
         dtype: Type of the weights.
         random_seed: When given, each model is followed by one of the same shape with fresh weights from this seed.
 
@@ -164,10 +164,10 @@ def compare(
     """Probe the features of each encoder.
 
     Args:
-        encoders: Each runs on the device of the settings and is moved to the CPU afterwards.
+        encoders: Encoders to compare; each runs on the device of the settings and is moved to the CPU afterwards.
         images: Images to learn from and to test on.
-        settings: What to probe, and how.
-        cache: Where features are kept, and read where they are.
+        settings: Settings of features and probes.
+        cache: Cache that features are read from where they are, and else kept in.
 
     Returns:
         One row per encoder and kind of features, with `"linear"` and `"knn"` the accuracies on the test images; the raw

@@ -33,7 +33,7 @@ class ModelArguments:
 
 @dataclass
 class ScriptTrainingArguments(TrainingArguments):
-    """Transformers' training arguments, with the learning rate by the batch / 256 rule."""
+    """Transformers' training arguments, with a learning rate that may grow with the batch: base rate * batch / 256."""
 
     base_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of a batch of 256; wins over `learning_rate`."}

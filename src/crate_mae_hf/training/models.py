@@ -17,9 +17,9 @@ def config_changes(
     """Return the changes to a configuration that the arguments ask for.
 
     Args:
-        args: `config_overrides`, and arguments of their own.
-        config_class: The configuration to change.
-        settings: Names of arguments that set the configuration's setting of that name, where they are given.
+        args: Arguments with `config_overrides` and with the names in `settings`.
+        config_class: Class of the configuration to change.
+        settings: Names of arguments that set what the configuration calls by the same name, where they are given.
 
     Raises:
         ValueError: If the configuration does not have what is set.
@@ -37,9 +37,9 @@ def build_image_processor(args: ModelArguments, config: Any, augmentation_args: 
     """Return the image processor that is named, else the checkpoint's, else a new one for a model's images.
 
     Args:
-        args: Name the image processor or the checkpoint.
+        args: Arguments that name the image processor or the checkpoint.
         config: Configuration of the model, for a new image processor.
-        augmentation_args: Mean and standard deviation of a new image processor.
+        augmentation_args: Arguments with mean and standard deviation of a new image processor.
 
     Raises:
         ValueError: If a new one is needed, and the configuration has no image size.

@@ -14,9 +14,9 @@ def run_trainer(
     """Do what `do_train`, `do_eval` and `push_to_hub` ask for; what was measured goes to the log and `output_dir`.
 
     Args:
-        trainer: Its arguments say what to do.
-        checkpoint: Folder of the checkpoint to resume from, or None to begin at the beginning.
-        data_args: Name the images for the model card.
+        trainer: Trainer whose arguments say what to do.
+        checkpoint: Folder of the checkpoint to resume from, or None to start from the beginning.
+        data_args: Arguments that name the images, for the model card.
         settings: Training arguments that the model card states beside those of every run.
     """
     args = trainer.args
