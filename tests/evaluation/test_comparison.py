@@ -93,6 +93,10 @@ def test_everything_is_checked_before_features_are_extracted(encoder, images, mo
         compare([encoder, Encoder("theirs", "trained", convnext, processor)], images, settings(features=["cls_mean"]))
 
 
+def test_a_layer_may_be_a_number():
+    assert [settings(layer=layer).layer_index for layer in (2, "2", "-3", "last")] == [2, 2, -3, -1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -53,6 +53,7 @@ class ProbeSettings:
     device: str | None = field(default=None, metadata={"help": 'Where the models run; "cuda" where there is one.'})
 
     def __post_init__(self) -> None:
+        self.layer = str(self.layer)  # a number where it comes from a recipe
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if unknown := set(self.features or ()) - set(FEATURES):
             raise ValueError(f"`features` must be of {', '.join(FEATURES)}, got {', '.join(sorted(unknown))}.")
