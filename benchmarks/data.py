@@ -1,4 +1,4 @@
-"""Images a second of the input pipeline beside the model's: `python -m benchmarks.data`."""
+"""Images per second of the input pipeline beside the model's: `python -m benchmarks.data`."""
 
 import argparse
 import io
@@ -9,11 +9,12 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import interleave, keep_freed_memory, markdown_table, summarize
+from benchmarks.measure import interleave, keep_freed_memory, summarize
 from benchmarks.models import Size, Step
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor
 from crate_mae_hf.data.augmentation import build_train_transform
 from crate_mae_hf.data.masks import MaskingDataset
+from crate_mae_hf.tables import markdown_table
 
 
 def make_photos(number: int, height: int, width: int) -> list[dict[str, dict]]:
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     step.set_batch_size(args.batch_size)
     times = interleave(step.phases, args.rounds, args.device, "model")
     rates["training step"] = args.batch_size / sum(summarize(seconds)["median"] for seconds in times.values())
-    print(markdown_table([{"": name, "images/s": f"{rate:.1f}"} for name, rate in rates.items()]))
+    print(markdown_table([{"": name, "images/s": f"{rate:.1f}"} for name, rate in rates.items()]), end="")
 
 
 if __name__ == "__main__":

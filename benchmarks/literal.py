@@ -17,7 +17,7 @@ from crate_mae_hf.crate_patches import sincos_position_table
 
 
 class LiteralMSSA(nn.Module):
-    """Multi-head subspace self-attention: softmax(W Wᵀ / sqrt(p)) W a head, W = Z Uᵀ, then the output projection."""
+    """Multi-head subspace self-attention: softmax(W Wᵀ / sqrt(p)) W per head, W = Z Uᵀ, then the output projection."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()

@@ -39,11 +39,11 @@ def interleave(
     """Time candidates in turns, so that whatever else the machine does meets all of them alike.
 
     Args:
-        candidates: What to time, by name; the order of a round.
-        rounds: How often each is timed.
-        device: Where the work is done.
-        description: Of the progress bar.
-        warmup: Rounds before, whose times are not kept: allocation, compilation, autotuning.
+        candidates: Functions to time, by name, in the order of a round.
+        rounds: Number of times that each is timed.
+        device: Device that does the work.
+        description: Description of the progress bar.
+        warmup: Number of rounds before, whose times are not kept: allocation, compilation, autotuning.
 
     Returns:
         Seconds of every timed call, by name.
@@ -77,7 +77,7 @@ def resident_memory(field: str = "VmRSS") -> float:
 
 
 def describe_machine(device: str) -> dict[str, str | int]:
-    """Hardware and versions, for the record."""
+    """Hardware and versions of libraries."""
     if torch.device(device).type == "cuda":
         hardware = torch.cuda.get_device_name()
     else:
@@ -96,21 +96,3 @@ def describe_machine(device: str) -> dict[str, str | int]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def markdown_table(rows: list[dict[str, str]]) -> str:
-    """An aligned Markdown table; the first column to the left, numbers to the right."""
-    columns = list(rows[0])
-    widths = [max(3, len(column), *(len(row[column]) for row in rows)) for column in columns]
-    lines = [columns, *([row[column] for column in columns] for row in rows)]
-    text = [
-        "| "
-        + " | ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([text[0], "| " + " | ".join(rule) + " |", *text[1:]])

@@ -96,12 +96,12 @@ class Step:
     bfloat16.
 
     Args:
-        name: The model.
+        name: Name of the model.
         mode: `"train"`, `"inference"` or `"features"`.
-        size: The size of the model.
-        dtype: The precision.
-        device: Where to compute.
-        compiled: Whether through `torch.compile`.
+        size: Size of the model.
+        dtype: Precision of the computation.
+        device: Device that computes.
+        compiled: Whether the model goes through `torch.compile`.
     """
 
     def __init__(self, name: str, mode: str, size: Size, dtype: torch.dtype, device: str, compiled: bool = False):
@@ -147,7 +147,7 @@ class Step:
 
     @property
     def phases(self) -> dict[str, Callable[[], None]]:
-        """What a step consists of."""
+        """The parts that a step consists of, in their order."""
         if self.mode == "train":
             return {"forward and backward": self.forward_backward, "update": self.update}
         return {"forward": self.forward}

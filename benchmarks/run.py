@@ -11,15 +11,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.measure import (
-    describe_machine,
-    interleave,
-    keep_freed_memory,
-    markdown_table,
-    resident_memory,
-    summarize,
-)
+from benchmarks.measure import describe_machine, interleave, keep_freed_memory, resident_memory, summarize
 from benchmarks.models import LABELS, MODELS, Size, Step
+from crate_mae_hf.tables import markdown_table
 
 PRODUCTS = 10  # products in one timing of the plain product
 
@@ -44,7 +38,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each model")
     parser.add_argument("--default_allocator", action="store_true", help="let glibc give freed memory back")
-    parser.add_argument("--skip_memory", action="store_true", help="do not measure memory, in a process a model")
+    parser.add_argument("--skip_memory", action="store_true", help="do not measure memory, in one process per model")
     for name in ("hidden_size", "num_layers", "num_heads", "image_size", "patch_size"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Size, name))
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmarks"))
@@ -180,7 +174,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Draw images a second as bars, one panel for each mode and precision."""
+    """Draw images per second as bars, one panel for each mode and precision."""
     panels = list(dict.fromkeys((result["mode"], result["dtype"]) for result in results))
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
     for ax, panel in zip(axes[0], panels, strict=True):
@@ -196,7 +190,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         ax.set_yticks([i + 0.4 - 0.4 / len(batch_sizes) for i in range(len(names))], [LABELS[name] for name in names])
         ax.invert_yaxis()
         ax.margins(x=0.2)
-        ax.set(title=", ".join(panel), xlabel="images a second")
+        ax.set(title=", ".join(panel), xlabel="images per second")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(batch_sizes))
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -220,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     for key in dict.fromkeys((r["mode"], r["dtype"], r["batch_size"]) for r in results):
         group = [r for r in results if (r["mode"], r["dtype"], r["batch_size"]) == key]
         rate = group[0]["product_operations_per_second"] / 1e9
-        text += f"\n**{key[0]}, {key[1]}, batch {key[2]}** (products at {rate:.0f} GFLOP/s)\n\n{table(group)}\n"
+        text += f"\n**{key[0]}, {key[1]}, batch {key[2]}** (products at {rate:.0f} GFLOP/s)\n\n{table(group)}"
     args.output_dir.mkdir(parents=True, exist_ok=True)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     record = {"machine": machine, "settings": settings, "results": results}

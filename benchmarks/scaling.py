@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.measure import describe_machine, interleave, keep_freed_memory, markdown_table, summarize
+from benchmarks.measure import describe_machine, interleave, keep_freed_memory, summarize
 from benchmarks.models import Size, Step
 from benchmarks.run import count_operations
+from crate_mae_hf.tables import markdown_table
 
 BASE = Size(hidden_size=384, num_layers=6, num_heads=6, image_size=128, patch_size=8)
 BATCH_SIZE = 4
@@ -97,9 +98,9 @@ def main(arguments: list[str] | None = None) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     record = {"machine": describe_machine(args.device), "base": dataclasses.asdict(base), "results": results}
     (args.output_dir / "scaling.json").write_text(json.dumps(record, indent=2) + "\n")
-    (args.output_dir / "scaling.md").write_text(text + "\n")
+    (args.output_dir / "scaling.md").write_text(text)
     plot(results, args.output_dir / "scaling.png")
-    print(f"\n{text}\n\nWritten to {args.output_dir}: scaling.json, scaling.md, scaling.png")
+    print(f"\n{text}\nWritten to {args.output_dir}: scaling.json, scaling.md, scaling.png")
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:

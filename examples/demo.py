@@ -9,29 +9,25 @@ Leaves in the output folder: the model and its image processor, `metrics.json`, 
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
-import numpy as np
-import sklearn
 import torch
-import transformers
 from transformers import AutoImageProcessor, AutoModelForPreTraining, set_seed
 
 from crate_mae_hf import CrateMaeForPreTraining, CrateMaeImageProcessor
-from crate_mae_hf import __version__ as version
 from crate_mae_hf.analysis.figures import reconstruction_grid
 from crate_mae_hf.analysis.reconstruction import reconstruct
 from crate_mae_hf.cli import clear_errors
 from crate_mae_hf.data.augmentation import build_eval_transform
-from crate_mae_hf.data.images import select_image_column
 from crate_mae_hf.data.masks import MaskingDataset
-from crate_mae_hf.evaluation.features import available_features, extract_features, image_batches, select_features
-from crate_mae_hf.evaluation.probes import linear_probe
+from crate_mae_hf.evaluation.comparison import Encoder, ProbeImages, ProbeSettings, compare
 from crate_mae_hf.evaluation.reconstruction import reconstruction_errors
+from crate_mae_hf.evaluation.results import library_versions
+from crate_mae_hf.tables import text_table
 from crate_mae_hf.training.curves import loss_curve
 
 EXAMPLES = Path(__file__).parent
@@ -50,32 +46,79 @@ def pre_train(output_dir: Path, seed: int, quick: bool) -> None:
         sys.exit(code)
 
 
-def probe_table(
-    models: dict[str, CrateMaeForPreTraining], splits: dict, processor: CrateMaeImageProcessor, seed: int
-) -> dict:
-    """Probe each model's features and the raw pixels; {what: {features: accuracy}}."""
-    pixels = {
-        name: torch.cat(list(image_batches(split["image"], processor, processor.num_channels)))
-        for name, split in splits.items()
+def load_images(quick: bool) -> dict[str, datasets.Dataset]:
+    """Return the bundled images, undecoded, by split."""
+    splits = {
+        name: split.cast_column("image", datasets.Image(decode=False))
+        for name, split in datasets.load_dataset(str(DATA)).items()
     }
-    labels = {name: np.array(split["label"]) for name, split in splits.items()}
-    features = {
-        what: {
-            name: extract_features(model.crate_mae, values.split(250), description=f"Features, {what}, {name}")
-            for name, values in pixels.items()
-        }
-        for what, model in models.items()
-    }
-    features["raw pixels"] = {name: {"pixels": values.flatten(1).numpy()} for name, values in pixels.items()}
-    table: dict[str, dict[str, float]] = {}
-    for what, extracted in features.items():
-        table[what] = {}
-        for kind in available_features(extracted["train"]):
-            print(f"Linear probe: {what}, {kind}", flush=True)
-            train, test = (select_features(extracted[name], kind) for name in ("train", "test"))
-            result = linear_probe(train, labels["train"], test, labels["test"], seed)
-            table[what][kind] = result.accuracy
-    return table
+    if quick:
+        sizes = {"train": QUICK["max_train_samples"], "test": QUICK["max_eval_samples"]}
+        splits = {name: split.select(range(sizes[name])) for name, split in splits.items()}
+    return splits
+
+
+def probe_accuracies(
+    model: CrateMaeForPreTraining,
+    random_model: CrateMaeForPreTraining,
+    processor: CrateMaeImageProcessor,
+    splits: dict[str, datasets.Dataset],
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Probe both models' features and the raw pixels; {what: {features: accuracy}}."""
+    encoders = [
+        Encoder("pre-trained", "trained", model.crate_mae, processor),
+        Encoder("random weights", "random", random_model.crate_mae, processor),
+    ]
+    settings = ProbeSettings(raw_pixels=True, seed=seed, batch_size=250, device="cpu")
+    accuracies: dict[str, dict[str, float]] = {}
+    for row in compare(encoders, ProbeImages(splits["train"], splits["test"]), settings):
+        accuracies.setdefault(row["model"], {})[row["features"]] = row["linear"]
+    return accuracies
+
+
+def draw(
+    model: CrateMaeForPreTraining, processor: CrateMaeImageProcessor, images: MaskingDataset, output_dir: Path
+) -> None:
+    """Draw some reconstructions and the loss of the run."""
+    items = [images[index] for index in range(NUM_PICTURES)]
+    pixel_values, noise = (torch.stack([item[key] for item in items]) for key in ("pixel_values", "noise"))
+    reconstruction = reconstruct(
+        model,
+        pixel_values,
+        bool_masked_pos=model.sample_mask(noise),
+        statistics="visible" if model.config.norm_pix_loss else "none",
+    )
+    grid = reconstruction_grid(reconstruction, processor.image_mean, processor.image_std)
+    grid.savefig(output_dir / "reconstruction.png", dpi=150)
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    loss_curve(state["log_history"]).savefig(output_dir / "loss_curve.png", dpi=150)
+
+
+def report(output_dir: Path, metrics: dict[str, Any], num_images: int) -> None:
+    """Print what was measured, and where everything is."""
+    errors, accuracies = metrics["masked_error"], metrics["linear_probe_accuracy"]
+    print(f"\nHeld-out error over masked patches ({num_images} images)\n")
+    print(text_table([{"prediction": name.replace("_", " "), "error": f"{e:.4f}"} for name, e in errors.items()]))
+    print(f"\n{-metrics['masked_error_below_better_baseline']:+.1%} against the better baseline")
+    print("\nLinear probe, test accuracy\n")
+    print(
+        text_table(
+            [{"features of": what, **{k: f"{a:.4f}" for k, a in kinds.items()}} for what, kinds in accuracies.items()]
+        )
+    )
+    print("\nWritten")
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "preprocessor_config.json",
+        "metrics.json",
+        "loss_curve.png",
+        "reconstruction.png",
+    ):
+        print(f"  {output_dir / name}")
+    print("\nLoad it\n  import crate_mae_hf\n  from transformers import AutoModel")
+    print(f'  model = AutoModel.from_pretrained("{output_dir}")')
 
 
 def main() -> None:
@@ -91,31 +134,12 @@ def main() -> None:
     processor = AutoImageProcessor.from_pretrained(args.output_dir)
     set_seed(args.seed)
     random_model = CrateMaeForPreTraining(model.config).eval()
-    splits = dict(datasets.load_dataset(str(DATA)))
-    if args.quick:
-        sizes = {"train": QUICK["max_train_samples"], "test": QUICK["max_eval_samples"]}
-        splits = {name: split.select(range(sizes[name])) for name, split in splits.items()}
-
+    splits = load_images(args.quick)
     transform = build_eval_transform(processor)
-    masked = {
-        name: MaskingDataset(select_image_column(split, "image"), transform, model.config, args.seed)
-        for name, split in splits.items()
-    }
+    masked = {name: MaskingDataset(split, transform, model.config, args.seed) for name, split in splits.items()}
     errors = reconstruction_errors(model, masked["train"], masked["test"])
-    probes = probe_table({"pre-trained": model, "random weights": random_model}, splits, processor, args.seed)
-
-    items = [masked["test"][index] for index in range(NUM_PICTURES)]
-    pixel_values, noise = (torch.stack([item[key] for item in items]) for key in ("pixel_values", "noise"))
-    reconstruction = reconstruct(
-        model,
-        pixel_values,
-        bool_masked_pos=model.sample_mask(noise),
-        statistics="visible" if model.config.norm_pix_loss else "none",
-    )
-    grid = reconstruction_grid(reconstruction, processor.image_mean, processor.image_std)
-    grid.savefig(args.output_dir / "reconstruction.png", dpi=150)
-    state = json.loads((args.output_dir / "trainer_state.json").read_text())
-    loss_curve(state["log_history"]).savefig(args.output_dir / "loss_curve.png", dpi=150)
+    accuracies = probe_accuracies(model, random_model, processor, splits, args.seed)
+    draw(model, processor, masked["test"], args.output_dir)
 
     training = json.loads((args.output_dir / "all_results.json").read_text())
     better = min(errors["mean_patch"], errors["inpainting"])
@@ -127,31 +151,11 @@ def main() -> None:
         "epochs": training["epoch"],
         "masked_error": errors,
         "masked_error_below_better_baseline": 1 - errors["model"] / better,
-        "linear_probe_accuracy": probes,
-        "versions": {
-            "python": platform.python_version(),
-            "crate_mae_hf": version,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
+        "linear_probe_accuracy": accuracies,
+        "versions": library_versions(),
     }
     (args.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-
-    print(f"\nHeld-out error over masked patches ({len(masked['test'])} images)")
-    for name, error in errors.items():
-        print(f"  {name.replace('_', ' '):<16}{error:8.4f}")
-    print(f"  {-metrics['masked_error_below_better_baseline']:+.1%} against the better baseline")
-    print("\nLinear probe, test accuracy")
-    for what, accuracies in probes.items():
-        print(f"  {what:<16}" + "   ".join(f"{kind} {accuracy:.4f}" for kind, accuracy in accuracies.items()))
-    print("\nWritten")
-    for name in ("model.safetensors", "config.json", "preprocessor_config.json", "metrics.json"):
-        print(f"  {args.output_dir / name}")
-    for name in ("loss_curve.png", "reconstruction.png"):
-        print(f"  {args.output_dir / name}")
-    print("\nLoad it\n  import crate_mae_hf\n  from transformers import AutoModel")
-    print(f'  model = AutoModel.from_pretrained("{args.output_dir}")')
+    report(args.output_dir, metrics, len(masked["test"]))
 
 
 if __name__ == "__main__":

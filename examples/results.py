@@ -8,7 +8,7 @@
 
 Runs the other example scripts for each seed. A step whose result is there is not repeated: an interrupted run goes on
 with the next step, and seeds may run side by side. Leaves `results.md` and `results.json` in the output folder. About
-half an hour a seed on one CPU core.
+half an hour per seed on one CPU core.
 """
 
 import argparse

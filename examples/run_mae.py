@@ -12,35 +12,30 @@ Arguments come as flags, or as a JSON or YAML file followed by flags that win ov
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, set_seed
+from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining, CrateMaeImageProcessor
-from crate_mae_hf.cli import clear_errors, parse_arguments, parse_overrides
+from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf.cli import clear_errors, parse_arguments
 from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
-from crate_mae_hf.training.arguments import ScriptTrainingArguments, find_checkpoint
-from crate_mae_hf.training.publishing import push_run
+from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments, find_checkpoint
+from crate_mae_hf.training.models import build_image_processor, config_changes
+from crate_mae_hf.training.run import run_trainer
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
 
 
 @dataclass
-class ModelArguments:
+class MaeModelArguments(ModelArguments):
     """Which model to train: a checkpoint, a configuration, or one of the published sizes."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint to continue from."})
-    config_name: str | None = field(default=None, metadata={"help": "A configuration to start from, without weights."})
     model_size: str = field(
         default="base", metadata={"help": "The size to start from otherwise.", "choices": list(CrateMaeConfig.sizes)}
     )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": 'Changes to the configuration, as "image_size=32,patch_size=4".'}
-    )
-    image_processor_name: str | None = field(default=None, metadata={"help": "An image processor to use."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
     mask_ratio: float | None = field(default=None, metadata={"help": "Share of the patches to mask."})
     norm_pix_loss: bool | None = field(default=None, metadata={"help": "Normalise the targets patch by patch."})
 
@@ -54,25 +49,24 @@ class MaeTrainingArguments(ScriptTrainingArguments):
     )
 
 
-def build_config(args: ModelArguments) -> CrateMaeConfig:
-    """Return the model's configuration: a checkpoint's, a given one or a size's, with the changes asked for."""
-    changes = parse_overrides(args.config_overrides, CrateMaeConfig)
-    for name in ("mask_ratio", "norm_pix_loss"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
-    source = args.config_name or args.model_name_or_path
-    if source is None:
-        return CrateMaeConfig.from_size(args.model_size, **changes)
-    config = AutoConfig.from_pretrained(source, revision=args.model_revision, token=args.token, **changes)
+def build_model(args: MaeModelArguments) -> CrateMaeForPreTraining:
+    """Return the model of a checkpoint, of a configuration or of a size, with the changes asked for."""
+    changes = config_changes(args, CrateMaeConfig, ("mask_ratio", "norm_pix_loss"))
+    if args.config_source is None:
+        return CrateMaeForPreTraining(CrateMaeConfig.from_size(args.model_size, **changes))
+    hub: dict[str, Any] = {"revision": args.model_revision, **args.hub_access()}
+    config = AutoConfig.from_pretrained(args.config_source, **hub, **changes)
     if not isinstance(config, CrateMaeConfig):
-        raise ValueError(f"{source} is a model of type {config.model_type}; this script trains CRATE-MAE.")
-    return config
+        raise ValueError(f"{args.config_source} is a model of type {config.model_type}; this script trains CRATE-MAE.")
+    if args.model_name_or_path is None:
+        return CrateMaeForPreTraining(config)
+    return CrateMaeForPreTraining.from_pretrained(args.model_name_or_path, config=config, **hub)
 
 
 def main() -> None:
     """Pre-train, evaluate, and save the model with its image processor to `output_dir`."""
     model_args, data_args, augmentation_args, training_args = parse_arguments(
-        (ModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
+        (MaeModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
     if data_args.streaming and training_args.max_steps <= 0:
@@ -80,21 +74,8 @@ def main() -> None:
     checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
-    # The model and its image processor.
-    config = build_config(model_args)
-    if model_args.model_name_or_path:
-        model = CrateMaeForPreTraining.from_pretrained(
-            model_args.model_name_or_path, config=config, revision=model_args.model_revision, token=model_args.token
-        )
-    else:
-        model = CrateMaeForPreTraining(config)
-    processor_source = model_args.image_processor_name or model_args.model_name_or_path
-    if processor_source:
-        processor = AutoImageProcessor.from_pretrained(processor_source, token=model_args.token)
-    else:
-        processor = CrateMaeImageProcessor.from_config(
-            config, augmentation_args.image_mean, augmentation_args.image_std
-        )
+    model = build_model(model_args)
+    processor = build_image_processor(model_args, model.config, augmentation_args)
 
     # The images. Every process loads them after the first has prepared them.
     train_transform = build_train_transform(
@@ -102,7 +83,7 @@ def main() -> None:
     )
     with training_args.main_process_first(desc="loading the images"):
         train_dataset, eval_dataset = load_datasets(
-            data_args, config, train_transform, build_eval_transform(processor), training_args.seed
+            data_args, model.config, train_transform, build_eval_transform(processor), training_args.seed
         )
 
     # Training. The learning rate grows with the batch.
@@ -114,20 +95,7 @@ def main() -> None:
         eval_dataset=eval_dataset if training_args.do_eval else None,
         processing_class=processor,
     )
-    if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
-    if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    if training_args.push_to_hub:
-        push_run(trainer, data_args)
-    # Closes trackers and the process group; gloo may abort where a process exits with the group open.
-    trainer.accelerator.end_training()
+    run_trainer(trainer, checkpoint, data_args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Leaves in the output folder: pictures, `layers` and `reconstructions` as CSV and
 read them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 import crate_mae_hf  # noqa: F401 (registers the Auto classes)
+from crate_mae_hf.adapters import has_decoder, is_white_box, key_name, patch_grid
 from crate_mae_hf.analysis import (
     LayerReport,
     Reconstruction,
@@ -45,10 +46,12 @@ from crate_mae_hf.analysis import (
 )
 from crate_mae_hf.analysis.layers import DESCRIPTIONS
 from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table
-from crate_mae_hf.cli import clear_errors, parse_arguments
+from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.configuration_crate import to_pair
 from crate_mae_hf.data.images import decode, select_image_column
-from crate_mae_hf.tables import text_table, write_table
+from crate_mae_hf.evaluation.features import preprocess
+from crate_mae_hf.registry import MODELS
+from crate_mae_hf.tables import Row, text_table, write_table
 
 DATA = Path(__file__).parent / "data" / "fashion_mnist_sample"
 SUMMARY = ("subspace_rate_before_unit", "subspace_rate_after_unit", "nonzero_share", "mssa_energy", "dictionary_defect")
@@ -89,6 +92,53 @@ class Arguments:
     seed: int = field(default=0, metadata={"help": "Draws the masks."})
 
 
+@dataclass
+class Report:
+    """The output folder: every picture and table as a file, and all of them on one page."""
+
+    folder: Path
+    sections: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, heading: str, part: str) -> None:
+        """Add a piece of HTML to the page, below a heading."""
+        self.sections.setdefault(heading, []).append(part)
+
+    def add_figures(self, heading: str, named_figures: Iterable[tuple[str, Figure]]) -> None:
+        for name, figure in named_figures:
+            figure.savefig(self.folder / f"{name}.png", dpi=110)
+            self.add(heading, html_picture(self.folder / f"{name}.png"))
+
+    def add_table(self, heading: str, name: str, rows: list[Row]) -> None:
+        write_table(rows, self.folder / name)
+        self.add(heading, html_table(rows))
+
+    def write(self, title: str) -> None:
+        (self.folder / "report.html").write_text(html_page(title, self.sections), encoding="utf-8")
+
+
+def check_arguments(args: Arguments) -> None:
+    """Raise ValueError if a setting cannot be meant, before anything is loaded."""
+    check_output_dir(Path(args.output_dir), args.overwrite_output_dir)
+    for name in ("num_images", "num_pictures", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
+    if not args.eps_squared > 0:
+        raise ValueError(f"`eps_squared` must be positive, got {args.eps_squared}.")
+    if not all(0 <= mask_ratio < 1 for mask_ratio in args.mask_ratios):
+        raise ValueError(f"`mask_ratios` must lie in [0, 1), got {args.mask_ratios}.")
+
+
+def check_model(args: Arguments, model: PreTrainedModel) -> None:
+    """Raise ValueError if a setting does not fit the model."""
+    num_layers = model.config.num_hidden_layers
+    if not -num_layers <= args.layer < num_layers:
+        raise ValueError(f"`layer` must lie in [{-num_layers}, {num_layers - 1}], got {args.layer}.")
+    if args.statistics not in (None, "none") and not (has_decoder(model) and model.config.norm_pix_loss):
+        raise ValueError(
+            f'`statistics` must be "none" for a model without `norm_pix_loss=True`, got {args.statistics!r}.'
+        )
+
+
 def load_model(name: str) -> tuple[PreTrainedModel, Any]:
     """Return a model for pre-training, or a CRATE, and its image processor.
 
@@ -96,8 +146,9 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any]:
         ValueError: If there is none, or its weights have no decoder.
     """
     try:
-        is_crate = AutoConfig.from_pretrained(name).model_type == "crate"
-        auto_class = AutoModelForImageClassification if is_crate else AutoModelForPreTraining
+        row = MODELS.get(AutoConfig.from_pretrained(name).model_type)
+        is_autoencoder = row is None or "AutoModelForPreTraining" in row.model_classes
+        auto_class = AutoModelForPreTraining if is_autoencoder else AutoModelForImageClassification
         model, info = auto_class.from_pretrained(name, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(name)
     except OSError as error:
@@ -127,12 +178,11 @@ def load_images(args: Arguments, model: PreTrainedModel, processor: Any) -> torc
     records = select_image_column(splits[split], args.image_column_name).take(args.num_images)
     min_size = to_pair(model.config.patch_size)
     images = [decode(record["image"], min_size, f"number {i}") for i, record in enumerate(records)]
-    if model.config.model_type == "vit_mae":  # its image processor takes images as they are
-        images = [image.convert("RGB") for image in images]
-    return processor(images=images, return_tensors="pt")["pixel_values"]
+    return preprocess(processor, model.config.num_channels, images)
 
 
 def draw_layers(report: LayerReport) -> Iterator[tuple[str, Figure]]:
+    """Draw what every layer does to its tokens."""
     yield "compression_and_sparsity", figures.compression_and_sparsity(report)
     yield "layer_steps", figures.layer_steps(report)
 
@@ -147,9 +197,9 @@ def draw_maps(
     yield "attention_heads", figures.attention_heads(pictures, maps[:, layer], layer + 1)
     shown = np.unique(np.linspace(0, num_layers - 1, min(num_layers, 6)).round().astype(int))
     yield "attention_layers", figures.attention_overlays(pictures, maps[:, shown], (shown + 1).tolist())
-    tensor_name = "keys" if model.config.model_type == "vit_mae" else "the subspace codes U LN(z)"
     components = pca_maps(patch_codes(model, pixel_values, layer, args.batch_size))
-    yield "pca", figures.pca_grid(pictures, components, f"{tensor_name} of the patches in encoder layer {layer + 1}")
+    caption = f"{key_name(model)} of the patches in encoder layer {layer + 1}"
+    yield "pca", figures.pca_grid(pictures, components, caption)
 
 
 def reconstructions(
@@ -157,12 +207,11 @@ def reconstructions(
 ) -> dict[str, list[Reconstruction]]:
     """Reconstruct the images: with several mask ratios, masks and patch statistics, and as a whole."""
     statistics = args.statistics or ("visible" if model.config.norm_pix_loss else "none")
-    patch_height, patch_width = to_pair(model.config.patch_size)
-    num_patches = pixel_values.shape[2] // patch_height * (pixel_values.shape[3] // patch_width)
+    rows, columns = patch_grid(model, pixel_values)
     generator = torch.Generator().manual_seed(args.seed)
 
     def masks(mask_ratio: float) -> torch.Tensor:
-        return random_masks(len(pixel_values), num_patches, mask_ratio, generator)
+        return random_masks(len(pixel_values), rows * columns, mask_ratio, generator)
 
     same = masks(model.config.mask_ratio)
     groups = {
@@ -184,72 +233,56 @@ def reconstructions(
     return groups
 
 
+def draw_reconstructions(groups: dict[str, list[Reconstruction]], processor: Any) -> Iterator[tuple[str, Figure]]:
+    """Draw each group of reconstructions."""
+    for name, results in groups.items():
+        yield name, figures.reconstruction_grid(results, processor.image_mean, processor.image_std)
+
+
+def error_table(groups: dict[str, list[Reconstruction]]) -> list[Row]:
+    """Return mean and spread of the error of each reconstruction."""
+    return [
+        {
+            "picture": name,
+            "mask_ratio": result.mask_ratio,
+            "statistics": result.statistics,
+            "error_mean": result.error.mean().item(),
+            "error_std": result.error.std(correction=0).item(),
+        }
+        for name, results in groups.items()
+        for result in results
+    ]
+
+
 def main() -> None:
     """Measure, draw, write, and say where everything is."""
     (args,) = parse_arguments([Arguments])
-    output_dir = Path(args.output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"`output_dir` {output_dir} is not empty: choose another folder, or allow files in it to be replaced with "
-            "`--overwrite_output_dir`."
-        )
-    for name in ("num_images", "num_pictures", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(args, name)}.")
-    if not args.eps_squared > 0:
-        raise ValueError(f"`eps_squared` must be positive, got {args.eps_squared}.")
-    if not all(0 <= mask_ratio < 1 for mask_ratio in args.mask_ratios):
-        raise ValueError(f"`mask_ratios` must lie in [0, 1), got {args.mask_ratios}.")
+    check_arguments(args)
     model, processor = load_model(args.model_name_or_path)
-    num_layers = model.config.num_hidden_layers
-    if not -num_layers <= args.layer < num_layers:
-        raise ValueError(f"`layer` must lie in [{-num_layers}, {num_layers - 1}], got {args.layer}.")
-    has_decoder = hasattr(model, "unpatchify")
-    if args.statistics not in (None, "none") and not (has_decoder and model.config.norm_pix_loss):
-        raise ValueError(
-            f'`statistics` must be "none" for a model without `norm_pix_loss=True`, got {args.statistics!r}.'
-        )
+    check_model(args, model)
     pixel_values = load_images(args, model, processor)
     shown = pixel_values[: args.num_pictures]
     pictures = figures.to_display(shown, processor.image_mean, processor.image_std)
+
+    output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    sections: dict[str, list[str]] = {}
-
-    def save(heading: str, name: str, figure: Figure) -> None:
-        figure.savefig(output_dir / f"{name}.png", dpi=110)
-        sections.setdefault(heading, []).append(html_picture(output_dir / f"{name}.png"))
-
-    if model.config.model_type != "vit_mae":
-        report = layer_report(model, pixel_values, None, args.eps_squared, args.batch_size)
-        for name, figure in draw_layers(report):
-            save("What every layer does", name, figure)
-        rows = report.table()
-        write_table(rows, output_dir / "layers")
-        sections["What every layer does"] += [html_table(rows), html_definitions(DESCRIPTIONS)]
+    report = Report(output_dir)
+    if is_white_box(model):
+        heading = "What every layer does"
+        layers = layer_report(model, pixel_values, None, args.eps_squared, args.batch_size)
+        rows = layers.table()
+        report.add_figures(heading, draw_layers(layers))
+        report.add_table(heading, "layers", rows)
+        report.add(heading, html_definitions(DESCRIPTIONS))
         print(text_table([{k: r[k] for k in ("part", "layer", *(f"{n}_mean" for n in SUMMARY))} for r in rows]))
-    for name, figure in draw_maps(args, model, pixel_values, pictures):
-        save("Attention and principal components", name, figure)
-    if has_decoder:
-        rows = []
-        for name, results in reconstructions(args, model, shown).items():
-            save(
-                "Reconstructions", name, figures.reconstruction_grid(results, processor.image_mean, processor.image_std)
-            )
-            rows += [
-                {
-                    "picture": name,
-                    "mask_ratio": r.mask_ratio,
-                    "statistics": r.statistics,
-                    "error_mean": r.error.mean().item(),
-                    "error_std": r.error.std(correction=0).item(),
-                }
-                for r in results
-            ]
-        write_table(rows, output_dir / "reconstructions")
-        sections["Reconstructions"].append(html_table(rows))
+    report.add_figures("Attention and principal components", draw_maps(args, model, pixel_values, pictures))
+    if has_decoder(model):
+        groups = reconstructions(args, model, shown)
+        rows = error_table(groups)
+        report.add_figures("Reconstructions", draw_reconstructions(groups, processor))
+        report.add_table("Reconstructions", "reconstructions", rows)
         print(text_table(rows))
-    title = f"{args.model_name_or_path} on {len(pixel_values)} images of {Path(args.images).name}"
-    (output_dir / "report.html").write_text(html_page(title, sections), encoding="utf-8")
+    report.write(f"{args.model_name_or_path} on {len(pixel_values)} images of {Path(args.images).name}")
     print(f"\nWritten to {output_dir}: report.html, " + ", ".join(sorted(p.name for p in output_dir.glob("*.*g"))))
 
 

@@ -30,6 +30,7 @@ from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_tra
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
 from crate_mae_hf.training.arguments import ScriptTrainingArguments, find_checkpoint
+from crate_mae_hf.training.run import run_trainer
 from crate_mae_hf.training.trainer import SeededTrainer
 
 EXAMPLES = Path(__file__).parent
@@ -68,12 +69,12 @@ def main() -> None:
 
     settings = yaml.safe_load(RECIPE.read_text())
     settings |= {"dataset_name": str(DATA), "output_dir": str(args.output_dir), "seed": args.seed}
-    settings |= {"eval_strategy": "no"}  # Trainer cannot tell that ViTMAE needs no labels for its loss
+    settings |= {"do_eval": False, "eval_strategy": "no"}  # Trainer cannot tell that ViTMAE's loss needs no labels
     arguments: Any = (DataArguments, AugmentationArguments, ScriptTrainingArguments)
     data_args, augmentation_args, training_args = HfArgumentParser(arguments).parse_dict(
         settings, allow_extra_keys=True
     )
-    find_checkpoint(training_args, overwrite=False)
+    checkpoint = find_checkpoint(training_args, overwrite=False)
 
     config = AutoConfig.from_pretrained(args.crate_mae)
     processor = AutoImageProcessor.from_pretrained(args.crate_mae)
@@ -85,10 +86,7 @@ def main() -> None:
     )
     train_dataset, _ = load_datasets(data_args, config, train_transform, build_eval_transform(processor), args.seed)
     trainer = SeededTrainer(model=model, args=training_args, train_dataset=train_dataset, processing_class=processor)
-    result = trainer.train()
-    trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
+    run_trainer(trainer, checkpoint, data_args)
 
 
 if __name__ == "__main__":

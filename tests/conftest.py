@@ -1,6 +1,8 @@
 """Settings shared by all tests: no network, repeatable numbers, and a model that is small enough for any of them."""
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +22,17 @@ logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Run an example script in this process, as a user does from a command line."""
+
+    def run_script(script: Path, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+
+    return run_script
 
 
 @pytest.fixture

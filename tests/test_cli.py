@@ -1,10 +1,8 @@
 from dataclasses import dataclass, field
 
 import pytest
-from transformers import TrainingArguments
 
-from crate_mae_hf.cli import clear_errors, parse_arguments
-from crate_mae_hf.training.arguments import find_checkpoint
+from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 
 
 @dataclass
@@ -52,21 +50,14 @@ def test_bad_recipes_get_a_clear_error(tmp_path):
 
 
 def test_a_full_output_folder_is_kept(tmp_path):
-    def find(overwrite=False, **arguments):
-        return find_checkpoint(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments), overwrite)
-
-    assert find() is None
-    with pytest.raises(ValueError, match="there is no checkpoint in"):
-        find(resume_from_checkpoint="true")
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-12").mkdir()
-    with pytest.raises(ValueError, match=r"is not empty.*--resume_from_checkpoint.*--overwrite_output_dir"):
-        find()
-    assert find(overwrite=True) is None
-    assert find(resume_from_checkpoint="true") == str(tmp_path / "checkpoint-12")
-    assert find(resume_from_checkpoint=str(tmp_path / "checkpoint-3")) == str(tmp_path / "checkpoint-3")
-    with pytest.raises(ValueError, match=r"there is no checkpoint .*checkpoint-4"):
-        find(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    check_output_dir(tmp_path / "new", overwrite=False)
+    check_output_dir(tmp_path, overwrite=False)
+    (tmp_path / "results.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"^`output_dir` .* is not empty: choose .*`--overwrite_output_dir`\.$"):
+        check_output_dir(tmp_path, overwrite=False)
+    check_output_dir(tmp_path, overwrite=True)
+    assert (tmp_path / "results.md").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
 
 
 def test_scripts_end_with_one_line():

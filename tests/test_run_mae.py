@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -47,14 +46,8 @@ def recipe(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(recipe, tmp_path, monkeypatch):
-    """Run the script in this process."""
-
-    def run(output, *flags):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(recipe), "--output_dir", str(tmp_path / output), *flags])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    return run
+def run(run_script, recipe, tmp_path):
+    return lambda output, *flags: run_script(SCRIPT, recipe, "--output_dir", tmp_path / output, *flags)
 
 
 @pytest.fixture

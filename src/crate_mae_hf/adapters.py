@@ -183,6 +183,11 @@ def is_white_box(model: PreTrainedModel) -> bool:
     return all(hasattr(layer, "ista") for layer in getattr(model.base_model, "layers", [None]))
 
 
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Whether the model reconstructs images."""
+    return hasattr(model, "unpatchify")
+
+
 def query_key_projections(model: PreTrainedModel, layer: int) -> tuple[nn.Linear, nn.Linear]:
     """Return the projections that make query and key in an encoder layer; they are one in CRATE-MAE.
 
@@ -220,7 +225,7 @@ def predict_patches(model: PreTrainedModel, pixel_values: torch.Tensor, bool_mas
     Raises:
         ValueError: If the model has no decoder, or is a ViTMAE and the mask is not one that ViTMAE can take.
     """
-    if not hasattr(model, "unpatchify"):
+    if not has_decoder(model):
         raise ValueError(
             f"`model` must be a model for pre-training, which has a decoder, got {type(model).__name__}: load it with "
             "`AutoModelForPreTraining`."

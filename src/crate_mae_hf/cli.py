@@ -59,9 +59,26 @@ def parse_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> d
     return changes
 
 
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    """Refuse to write into a folder that holds something already.
+
+    Args:
+        output_dir: The folder to write to; it need not exist.
+        overwrite: Whether files in it may be replaced.
+
+    Raises:
+        ValueError: If the folder is not empty and nothing may be replaced.
+    """
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
+        raise ValueError(
+            f"`output_dir` {output_dir} is not empty: choose another folder, or allow files in it to be replaced with "
+            "`--overwrite_output_dir`."
+        )
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """End the program with one line on what was wrong with its input, instead of a traceback.
+    """Context manager: end the program with one line on what was wrong with its input, instead of a traceback.
 
     The traceback is shown with the log level "debug". Errors from a data loader's worker process carry the worker's
     traceback in their text; its last line is "module.Error: message".

@@ -3,11 +3,15 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+# How cells of a column of numbers begin; a range is one, "0.1-0.3", and so is what is missing.
+NUMBER = re.compile(r"[-+]?\d|[-+]?inf$|nan$|$")
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
@@ -35,15 +39,45 @@ def format_value(value: Any) -> str:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Return rows as aligned text."""
-    names = column_names(rows)
-    cells = [names, *([format_value(row.get(name, "")) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells)
+    """Return rows as aligned text: numbers to the right, words to the left.
+
+    Floats get four significant digits; numbers that are strings already stay as they are.
+    """
+    return "\n".join("  ".join(cells) for cells in _align(_columns(rows)))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table."""
-    names = column_names(rows)
-    cells = [names, ["---"] * len(names), *([format_value(row.get(name, "")) for name in names] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells) + "\n"
+    """Return rows as a Markdown table, which is aligned as text too; cells as in `text_table`."""
+    columns = [[cell.replace("|", "\\|") for cell in column] for column in _columns(rows)]
+    header, *lines = _align(columns)
+    rule = [
+        "-" * (len(cell) - 1) + ":" if _is_numeric(column) else "-" * max(3, len(cell))
+        for cell, column in zip(header, columns, strict=True)
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
+
+
+def _columns(rows: Sequence[Row]) -> list[list[str]]:
+    """Return each column as its name and its cells."""
+    return [[name, *(format_value(row.get(name, "")) for row in rows)] for name in column_names(rows)]
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    return all(NUMBER.match(cell) for cell in column[1:])
+
+
+def _align(columns: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the lines of a table with the cells of a column equally wide, at least as wide as a rule in Markdown.
+
+    Words in the last column are not filled up: some are long.
+    """
+    aligned = []
+    for number, column in enumerate(columns, 1):
+        width = max(3, *map(len, column))
+        if _is_numeric(column):
+            aligned.append([cell.rjust(width) for cell in column])
+        elif number < len(columns):
+            aligned.append([cell.ljust(width) for cell in column])
+        else:
+            aligned.append(list(column))
+    return [list(line) for line in zip(*aligned, strict=True)]

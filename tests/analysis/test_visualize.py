@@ -2,8 +2,6 @@
 
 import csv
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +38,11 @@ def checkpoint(tmp_path, config) -> Path:
 
 
 @pytest.fixture
-def visualize(monkeypatch, tmp_path):
+def visualize(run_script, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
     def run(**arguments) -> None:
-        flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        run_script(SCRIPT, *(part for name, value in arguments.items() for part in (f"--{name}", value)))
 
     return run
 

@@ -64,12 +64,12 @@ def build_train_transform(
     NeurIPS 2020; "Random Erasing Data Augmentation", Zhong et al., AAAI 2020.
 
     Args:
-        processor: Gives size, channels, mean and standard deviation.
+        processor: Image processor, which gives size, channels, mean and standard deviation.
         min_crop_scale: Smallest share of the area that a crop takes; 1 keeps the whole image.
         horizontal_flip: Whether to flip every second image.
         num_channels: Number of channels that the model takes; the processor's when left out.
-        rand_augment_num_ops: How many operations of RandAugment each image goes through.
-        rand_augment_magnitude: Their strength, 0 to 30, where 30 is the strongest of each operation.
+        rand_augment_num_ops: Number of operations of RandAugment that each image goes through.
+        rand_augment_magnitude: Strength of these operations, 0 to 30, where 30 is the strongest of each operation.
         random_erasing: Share of the images in which a rectangle becomes the mean colour.
 
     Raises:
@@ -109,7 +109,7 @@ def build_eval_transform(processor: Any, num_channels: int | None = None) -> Cal
     """Return what the image processor does to one picture of any mode.
 
     Args:
-        processor: The image processor.
+        processor: Image processor of the model.
         num_channels: Number of channels that the model takes; the processor's when left out.
     """
     channels = processor.num_channels if num_channels is None else num_channels

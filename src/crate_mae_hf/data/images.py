@@ -86,7 +86,7 @@ def load_splits(args: ImageArguments, streaming: bool = False, drop_labels: bool
     """Load the splits that the arguments name; the images stay undecoded.
 
     Args:
-        args: Name the images.
+        args: Arguments that name the images.
         streaming: Whether to read the images only when they are needed.
         drop_labels: Whether the subfolders of `train_dir` tell nothing; otherwise they are the column "label".
 
@@ -157,7 +157,7 @@ def decode(record: Mapping[str, Any], min_size: tuple[int, int], where: str) -> 
     Args:
         record: `bytes` and `path`, as `datasets.Image(decode=False)` gives them.
         min_size: Smallest usable (height, width), the size of a patch.
-        where: What to call the image where it has no path.
+        where: Name of the image in errors where it has no path.
 
     Raises:
         BadImageError: If it cannot be read or is smaller than that.

@@ -33,7 +33,7 @@ def find_label_column(features: datasets.Features, name: str | None) -> str:
     """Return the name of the column of labels: the one asked for, the one of class labels, "label" or "labels".
 
     Raises:
-        ValueError: If there is no such column, or what it holds cannot be one class an image.
+        ValueError: If there is no such column, or what it holds cannot be one class per image.
     """
     if name is None:
         declared = (column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel))
@@ -107,7 +107,7 @@ def find_classes(feature: Any, labels: list[list[str]], column: str, splits: lis
 
 
 def check_class_folders(folder: str, argument: str) -> None:
-    """Make sure that images lie in one subfolder a class.
+    """Make sure that images lie in one subfolder per class.
 
     Raises:
         ValueError: If an image lies beside the subfolders and no metadata file says what it shows.
@@ -154,7 +154,7 @@ def load_labelled_datasets(
     their numbers. Where there is no test split, a part of each class is held out of the training images.
 
     Args:
-        args: Name the images.
+        args: Arguments that name the images.
         min_size: Smallest usable (height, width), the size of a patch, for `skip_bad_images`.
         seed: Decides which images `max_train_samples` and `max_eval_samples` keep, and which are held out.
 

@@ -15,14 +15,14 @@ from .seeded import SeededDataset
 
 
 class MaskingDataset(SeededDataset):
-    """Images for pre-training; crop, flip and mask are a function of (seed, epoch, index).
+    """Images for pre-training, of which crop, flip and mask are a function of (seed, epoch, index).
 
     Each item is `pixel_values` `(num_channels, height, width)` and `noise` `(num_patches,)`, which decides the mask.
 
     Args:
         records: Undecoded images under the key "image", by index.
         transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
-        config: Of the model.
+        config: Configuration of the model.
         seed: Two runs with the same seed see the same crops and masks.
     """
 

@@ -14,14 +14,14 @@ from .images import decode
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let PyTorch's default generator draw from a seed, and go on as before afterwards."""
+    """Context manager: PyTorch's default generator draws from a seed, and goes on as before afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 class SeededDataset(torch.utils.data.Dataset, ABC):
-    """Images with everything random about them a function of (seed, epoch, index).
+    """Images, of which everything random is a function of (seed, epoch, index).
 
     What is drawn does not depend on the number of processes, data loader workers or gradient accumulation steps nor on
     where a run was interrupted; it differs between images and epochs, and so between ranks.

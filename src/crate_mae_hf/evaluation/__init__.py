@@ -1,1 +1,1 @@
-"""What a trained model is worth: features, probes on them, and reconstruction errors beside simple baselines."""
+"""Evaluation of trained models: features, probes on them, and reconstruction errors beside simple baselines."""

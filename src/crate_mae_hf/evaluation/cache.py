@@ -1,4 +1,4 @@
-"""Features on disk, under a key of everything that they depend on."""
+"""Cache of features on disk, under a key of everything that they depend on."""
 
 import hashlib
 import inspect
@@ -54,11 +54,11 @@ def feature_settings(
     Weights count by their values and code by its source, whatever the name of the model and the version number.
 
     Args:
-        model: On the device and in the type that it runs in.
-        processor: Makes the pixel values.
+        model: Model on the device and in the type that it runs in.
+        processor: Image processor of the model.
         data_digest: `digest_bytes` of the image files.
-        layer: See `layer_tokens`.
-        norm: See `layer_tokens`.
+        layer: Layer of the features, see `layer_tokens`.
+        norm: Whether the final norm is applied, see `layer_tokens`.
     """
     files = {Path(inspect.getfile(module)) for module in (features, adapters)}
     for part in (model, processor):
@@ -84,7 +84,7 @@ class FeatureCache:
     A file appears under its name only when it is complete, so an interrupted run leaves nothing that would be used.
 
     Args:
-        folder: Where the files are; made when it is missing.
+        folder: Folder of the files; made when it is missing.
 
     Raises:
         ValueError: If the folder cannot be made.

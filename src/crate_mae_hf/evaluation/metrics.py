@@ -19,11 +19,11 @@ class TopKAccuracy(evaluate.Metric):
     them, and its class; it returns `accuracy` for k = 1, otherwise `top_k_accuracy` with k in its name.
 
     Args:
-        k: How many of the predictions count.
+        k: Number of predictions that count.
         **kwargs: As `evaluate.Metric` has them.
 
     Raises:
-        ValueError: If k is not positive; from `compute`, if there are fewer predictions an image.
+        ValueError: If k is not positive; from `compute`, if there are fewer predictions per image.
     """
 
     def __init__(self, k: int = 1, **kwargs: Any):

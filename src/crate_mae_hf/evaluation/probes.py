@@ -77,7 +77,7 @@ def linear_probe(
         train_labels: `(num_train,)`.
         test_features: `(num_test, num_features)`.
         test_labels: `(num_test,)`.
-        seed: Decides which fifth.
+        seed: Seed that decides which fifth.
 
     Raises:
         ValueError: If there is only one class, too few examples of one, or a test label that the training set does not
@@ -110,11 +110,11 @@ def nearest_neighbours(
 
     Args:
         train_features: `(num_train, num_features)`.
-        train_labels: Classes from 0, `(num_train,)`.
+        train_labels: Numbers of the classes, from 0, `(num_train,)`.
         test_features: `(num_test, num_features)`.
-        k: Neighbours that vote.
-        temperature: The smaller, the more the nearest ones count.
-        chunk_size: Test images compared at a time.
+        k: Number of neighbours that vote.
+        temperature: Divisor of the similarities; the smaller, the more the nearest neighbours count.
+        chunk_size: Number of test images compared at a time.
 
     Returns:
         Predicted classes, `(num_test,)`.

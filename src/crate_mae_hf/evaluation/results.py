@@ -1,4 +1,4 @@
-"""What has to stand beside every number: the versions of the libraries that it comes from."""
+"""Versions of the libraries that results come from, to stand beside them."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

@@ -1,1 +1,1 @@
-"""What the example scripts share: data, augmentation, arguments and the Trainer."""
+"""Training: arguments of the scripts, Trainers, and what a run does from its start to the Hub."""

@@ -2,14 +2,38 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 
 @dataclass
+class ModelArguments:
+    """Which model to train: a checkpoint, a configuration, or a new one that the script's own arguments describe."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint to start from."})
+    config_name: str | None = field(default=None, metadata={"help": "A configuration to start from, without weights."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": 'Changes to the configuration, as "image_size=32,patch_size=4".'}
+    )
+    image_processor_name: str | None = field(default=None, metadata={"help": "An image processor to use."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
+
+    @property
+    def config_source(self) -> str | None:
+        """Where the configuration comes from; None for a new one."""
+        return self.config_name or self.model_name_or_path
+
+    def hub_access(self) -> dict[str, Any]:
+        """Return what every `from_pretrained` is called with."""
+        return {"token": self.token}
+
+
+@dataclass
 class ScriptTrainingArguments(TrainingArguments):
-    """Transformers' training arguments, with the learning rate by the batch / 256 rule."""
+    """Transformers' training arguments, with a learning rate that may grow with the batch: base rate * batch / 256."""
 
     base_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of a batch of 256; wins over `learning_rate`."}

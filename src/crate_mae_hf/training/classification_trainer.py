@@ -11,7 +11,7 @@ from .trainer import SeededTrainer
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
-    """Take the gradient from everything but the head.
+    """Leave everything but the head without gradients.
 
     Raises:
         ValueError: If the model does not tell its encoder from its head.

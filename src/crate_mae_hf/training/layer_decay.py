@@ -36,9 +36,9 @@ def apply_layer_decay(optimizer: torch.optim.Optimizer, model: nn.Module, layer_
     is the one that Trainer logs.
 
     Args:
-        optimizer: Of the parameters of the model, or of some of them.
-        model: Gives the parameters' names.
-        layer_decay: Factor from one layer to the one below it.
+        optimizer: Optimizer of the model's parameters, or of some of them.
+        model: Model with the parameters' names.
+        layer_decay: Factor of the learning rate from one layer to the one below it.
 
     Raises:
         ValueError: If the model has no parameters in numbered layers.

@@ -27,8 +27,8 @@ def push_run(trainer: Trainer, data_args: ImageArguments, settings: Sequence[str
     Models of Transformers itself are pushed as Transformers does it.
 
     Args:
-        trainer: Has trained, evaluated and saved.
-        data_args: Name the images for the card.
+        trainer: Trainer that has trained, evaluated and saved.
+        data_args: Arguments that name the images, for the card.
         settings: Training arguments that the card states beside `RECIPE`.
     """
     args, folder = trainer.args, Path(str(trainer.args.output_dir))
