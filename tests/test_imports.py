@@ -157,6 +157,17 @@ def test_an_import_that_climbs_is_found(path, line):
     assert [found.split(" imports ")[0] for found in climbing_imports(changed)] == [path]
 
 
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line[:4] in {f"| {ring} " for ring in range(8)}]
+    package = ROOT / "src" / PACKAGE
+    there = [place for place in RINGS if [*package.glob(place), *package.glob(f"{place}.py")]]
+    assert len(there) > 12
+    for place in there:
+        rings = {int(row[1]) for row in rows if f"`{place}`" in row[2]}
+        assert rings == {RINGS[place]}, f"docs/architecture.md has `{place}` in ring {rings}, not {RINGS[place]}"
+
+
 def test_what_travels_stands_alone():
     flat = [path for path in (ROOT / "src" / PACKAGE).glob("*.py") if path.name.startswith(TRAVELLING)]
     assert len(flat) > 8
