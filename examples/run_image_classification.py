@@ -23,7 +23,6 @@ import datasets
 from torch.utils.data import default_collate
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -41,9 +40,10 @@ from crate_mae_hf.data.augmentation import (
 )
 from crate_mae_hf.data.labels import LabelledDataArguments, LabelledDataset, load_labelled_datasets
 from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
+from crate_mae_hf.loading import load_model
 from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments, find_checkpoint
 from crate_mae_hf.training.classification_trainer import ClassificationTrainer, freeze_encoder
-from crate_mae_hf.training.models import build_image_processor, config_changes
+from crate_mae_hf.training.models import build_image_processor, config_changes, load_config
 from crate_mae_hf.training.run import run_trainer
 
 
@@ -84,9 +84,8 @@ class FineTuningArguments(ScriptTrainingArguments):
 def build_config(args: ClassifierArguments) -> Any:
     """Return the model's configuration: a checkpoint's, a given one or a new one, with the changes asked for."""
     source = args.config_source
-    hub = {"revision": args.model_revision, **args.hub_access()}
     if source is not None:
-        config_class = type(AutoConfig.from_pretrained(source, **hub))
+        config_class = type(load_config(args))
     elif args.model_type in CONFIG_MAPPING:
         config_class = CONFIG_MAPPING[args.model_type]
     else:
@@ -96,7 +95,7 @@ def build_config(args: ClassifierArguments) -> Any:
     if args.model_size is not None and (source is not None or not has_sizes):
         raise ValueError(f"`model_size` is for new CRATE models, not for {source or args.model_type}.")
     if source is not None:
-        return AutoConfig.from_pretrained(source, **hub, **changes)
+        return load_config(args, **changes)
     return config_class.from_size(args.model_size or "base", **changes) if has_sizes else config_class(**changes)
 
 
@@ -105,15 +104,15 @@ def build_model(args: ClassifierArguments, config: PreTrainedConfig) -> PreTrain
     if args.model_name_or_path is None:
         return AutoModelForImageClassification.from_config(config)
     try:
-        return AutoModelForImageClassification.from_pretrained(
+        return load_model(
+            AutoModelForImageClassification,
             args.model_name_or_path,
             config=config,
-            revision=args.model_revision,
             ignore_mismatched_sizes=args.ignore_mismatched_sizes,
             **args.hub_access(),
         )
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+    except ValueError as error:
+        if "ignore_mismatched_sizes" not in str(error.__cause__):
             raise
         raise ValueError(
             f"`model_name_or_path`: weights of {args.model_name_or_path} have other shapes than the model with "

@@ -12,9 +12,8 @@ Arguments come as flags, or as a JSON or YAML file followed by flags that win ov
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
@@ -22,8 +21,9 @@ from crate_mae_hf.cli import clear_errors, parse_arguments
 from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
+from crate_mae_hf.loading import load_model
 from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments, find_checkpoint
-from crate_mae_hf.training.models import build_image_processor, config_changes
+from crate_mae_hf.training.models import build_image_processor, config_changes, load_config
 from crate_mae_hf.training.run import run_trainer
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
 
@@ -54,13 +54,12 @@ def build_model(args: MaeModelArguments) -> CrateMaeForPreTraining:
     changes = config_changes(args, CrateMaeConfig, ("mask_ratio", "norm_pix_loss"))
     if args.config_source is None:
         return CrateMaeForPreTraining(CrateMaeConfig.from_size(args.model_size, **changes))
-    hub: dict[str, Any] = {"revision": args.model_revision, **args.hub_access()}
-    config = AutoConfig.from_pretrained(args.config_source, **hub, **changes)
+    config = load_config(args, **changes)
     if not isinstance(config, CrateMaeConfig):
         raise ValueError(f"{args.config_source} is a model of type {config.model_type}; this script trains CRATE-MAE.")
     if args.model_name_or_path is None:
         return CrateMaeForPreTraining(config)
-    return CrateMaeForPreTraining.from_pretrained(args.model_name_or_path, config=config, **hub)
+    return load_model(CrateMaeForPreTraining, args.model_name_or_path, config=config, **args.hub_access())
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.configuration_crate import to_pair
 from crate_mae_hf.data.images import decode, select_image_column
 from crate_mae_hf.evaluation.features import preprocess
+from crate_mae_hf.loading import load, load_model
 from crate_mae_hf.registry import MODELS
 from crate_mae_hf.tables import Row, text_table, write_table
 
@@ -139,27 +140,19 @@ def check_model(args: Arguments, model: PreTrainedModel) -> None:
         )
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, Any]:
+def load_subject(name: str) -> tuple[PreTrainedModel, Any]:
     """Return a model for pre-training, or a CRATE, and its image processor.
 
     Raises:
         ValueError: If there is none, or its weights have no decoder.
     """
-    try:
-        row = MODELS.get(AutoConfig.from_pretrained(name).model_type)
-        is_autoencoder = row is None or "AutoModelForPreTraining" in row.model_classes
-        auto_class = AutoModelForPreTraining if is_autoencoder else AutoModelForImageClassification
-        model, info = auto_class.from_pretrained(name, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(name)
-    except OSError as error:
-        hint = " `make demo` trains the default one." if name == Arguments.model_name_or_path else ""
-        raise ValueError(f"`model_name_or_path`: cannot load {name!r}: {error}{hint}") from error
-    if missing := [key for key in info["missing_keys"] if key.startswith("decoder.")]:
-        raise ValueError(
-            f"`model_name_or_path`: {name!r} holds no decoder ({missing[0]} is missing): give it a checkpoint of "
-            "pre-training."
-        )
-    return model.eval(), processor
+    if name == Arguments.model_name_or_path and not Path(name).exists():
+        raise ValueError(f"`model_name_or_path`: there is no {name} yet: `make demo` trains it.")
+    row = MODELS.get(load(AutoConfig, name).model_type)
+    is_autoencoder = row is None or "AutoModelForPreTraining" in row.model_classes
+    auto_class = AutoModelForPreTraining if is_autoencoder else AutoModelForImageClassification
+    model = load_model(auto_class, name, with_head=is_autoencoder)
+    return model.eval(), load(AutoImageProcessor, name)
 
 
 def load_images(args: Arguments, model: PreTrainedModel, processor: Any) -> torch.Tensor:
@@ -258,7 +251,7 @@ def main() -> None:
     """Measure, draw, write, and say where everything is."""
     (args,) = parse_arguments([Arguments])
     check_arguments(args)
-    model, processor = load_model(args.model_name_or_path)
+    model, processor = load_subject(args.model_name_or_path)
     check_model(args, model)
     pixel_values = load_images(args, model, processor)
     shown = pixel_values[: args.num_pictures]

@@ -1,7 +1,8 @@
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig
 
-from crate_mae_hf import CrateMaeConfig
+from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,9 @@ from crate_mae_hf import CrateMaeConfig
         ({"ista_step_size": 0}, "`ista_step_size` must be positive"),
         ({"ista_lambda": -1}, "`ista_lambda` must not be negative"),
         ({"ista_lambda": float("nan")}, "`ista_lambda`"),
+        ({"ista_lambda": float("inf")}, "`ista_lambda` must be finite, got inf"),
+        ({"final_layer_norm_eps": float("inf")}, "`final_layer_norm_eps` must be finite"),
+        ({"norm_pix_loss": True, "patch_size": 1, "num_channels": 1}, "`norm_pix_loss` needs more than one value"),
         ({"layer_norm_eps": 0.0}, "`layer_norm_eps`"),
         ({"hidden_dropout_prob": 1.0}, "`hidden_dropout_prob`"),
         ({"drop_path_rate": 1.0}, r"`drop_path_rate` must lie in \[0, 1\), got 1.0"),
@@ -66,3 +70,21 @@ def test_save_and_load(tmp_path):
     loaded = CrateMaeConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
     assert (loaded.decoder_num_hidden_layers, loaded.grid_size) == (12, (4, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask_ratio": 1.5}, r"`mask_ratio` must lie in \[0, 1\), got 1.5"),
+        ({"ista_lambda": -1}, "`ista_lambda` must not be negative"),
+        ({"pooling": "max"}, "`pooling` must be"),
+        ({"num_attention_heads": 5}, "`num_attention_heads` must divide"),
+    ],
+)
+def test_changes_are_checked_when_a_checkpoint_is_loaded(config, change, message, tmp_path):
+    """Transformers sets them without a look, and would refuse to save the model after all of its training."""
+    CrateMaeForPreTraining(config).save_pretrained(tmp_path)
+    for load in (CrateMaeConfig.from_pretrained, AutoConfig.from_pretrained, CrateMaeForPreTraining.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, **change)
+    assert AutoConfig.from_pretrained(tmp_path, mask_ratio=0.5).mask_ratio == 0.5

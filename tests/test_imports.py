@@ -24,6 +24,7 @@ RINGS = {
     "adapters": 3,
     "cli": 3,
     "tables": 3,
+    "loading": 3,
     "objectives": 4,
     "graphs": 4,
     "analysis": 4,

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import warnings
 
 import pytest
 import torch
@@ -213,6 +214,32 @@ def test_export_is_for_any_batch_size():
         torch.testing.assert_close(program.module()(tokens), ista(tokens))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_traces_of_torch_script_follow_their_weights(config, pixel_values, grad):
+    """They cannot record custom functions, and would freeze what is kept."""
+    model = CrateMaeForPreTraining(config).eval()
+    noise = torch.rand(2, 16)
+    with torch.set_grad_enabled(grad), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and warns of every shape that it reads
+        model(pixel_values, noise=noise)
+        traced = torch.jit.trace(Logits(model), (pixel_values, noise), check_trace=False)
+        torch.testing.assert_close(traced(pixel_values, noise), model(pixel_values, noise=noise).logits)
+        with torch.no_grad():
+            model.crate_mae.layers[0].ista.dictionary.mul_(0.5)
+        torch.testing.assert_close(traced(pixel_values, noise), model(pixel_values, noise=noise).logits)
+
+
+class Logits(nn.Module):
+    """The model as TorchScript takes it: tensors in, a tensor out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, noise):
+        return self.model(pixel_values, noise=noise).logits
+
+
 # --- what is kept in inference
 
 
@@ -311,6 +338,7 @@ def test_nothing_travels_and_nothing_stays_behind(config, pixel_values, tmp_path
         torch.save(model, buffer := io.BytesIO())
         return len(buffer.getvalue())
 
+    gc.collect()  # models of tests before
     before, names, kept = size(model), model.state_dict().keys(), len(_folded_dictionaries)
     with torch.no_grad():
         model(pixel_values)

@@ -108,12 +108,16 @@ def final_norm_calls(model: PreTrainedModel) -> Iterator[list[tuple[nn.Module, t
 def count_prefix_tokens(model: PreTrainedModel, num_tokens: int, image_size: Sequence[int]) -> int:
     """Return the number of tokens that are none of patches: those beyond the patches of an image (height, width).
 
-    Hierarchical models merge patches, have fewer tokens, and no cls token.
+    Hierarchical models merge patches, have fewer tokens, and no cls token. Models of timm say it themselves.
 
     Raises:
         ValueError: If the configuration does not say how large patches are.
     """
+    if hasattr(model, "timm_model"):
+        return getattr(model.timm_model, "num_prefix_tokens", 0)
     stride = getattr(model.config, "patch_stride", None) or getattr(model.config, "patch_size", None)
+    if model.config.model_type == "dinov3_convnext":  # the pooled token before the flattened map of the last stage
+        stride = 4 * 2 ** (len(model.config.hidden_sizes) - 1)
     if stride is None:
         raise ValueError(
             f"`model` {type(model).__name__} has no `patch_size` in its configuration: its patch tokens cannot be told "

@@ -9,10 +9,14 @@ from typing import Any
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import HfArgumentParser, PreTrainedConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# How PyTorch reports a file that it could not write.
+FULL_DISK = ("PytorchStreamWriter", "No space left on device")
 
 
 def parse_arguments(dataclass_types: Sequence[Any], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -80,14 +84,23 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
 def clear_errors() -> Iterator[None]:
     """Context manager: end the program with one line on what was wrong with its input, instead of a traceback.
 
-    The traceback is shown with the log level "debug". Errors from a data loader's worker process carry the worker's
-    traceback in their text; its last line is "module.Error: message".
+    What was wrong may also be the disk, or that somebody pressed Ctrl-C. The traceback is shown with the log level
+    "debug". Errors from a data loader's worker process carry the worker's traceback in their text; its last line is
+    "module.Error: message".
     """
     try:
         yield
-    except (ValueError, StrictDataclassError) as error:
-        logger.debug("Traceback of the error below", exc_info=True)
+    except KeyboardInterrupt as error:
+        sys.exit(str(error) or "interrupted")
+    except (ValueError, OSError, StrictDataclassError, SafetensorError) as error:
         message = str(error).strip()
-        if "Traceback" in message:
-            message = re.sub(r"^[\w.]+: ", "", message.splitlines()[-1].strip())
-        sys.exit(f"error: {message}")
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in FULL_DISK):
+            raise
+        message = f"the files could not be written: is the disk full? ({error})"
+    else:
+        return
+    logger.debug("Traceback of the error below", exc_info=True)
+    if "Traceback" in message:
+        message = re.sub(r"^[\w.]+: ", "", message.splitlines()[-1].strip())
+    sys.exit(f"error: {message}")

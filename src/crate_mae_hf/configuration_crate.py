@@ -1,5 +1,6 @@
 """What all configurations share, and the configuration of supervised CRATE."""
 
+import math
 import os
 from typing import Any, ClassVar
 
@@ -130,6 +131,16 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
         self.auto_map = {**self.auto_classes, **{name: value for name, value in auto_map.items() if "--" not in value}}
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration as Transformers does, and check it with the changes in `kwargs`.
+
+        Transformers itself would notice a value that is out of its range only when the model is saved.
+        """
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate_architecture()  # with what `kwargs` left over
+        return loaded
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """Number of patches of an `image_size` image as (rows, columns)."""
@@ -142,6 +153,10 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
             ValueError: Naming the argument, its value and what it needs.
         """
         super().validate_architecture()
+        for name in type(self).__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be finite, got {value}.")
         for name in ("hidden_size", "num_hidden_layers", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

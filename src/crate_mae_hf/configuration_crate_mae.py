@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_crate import CrateEncoderConfig
+from .configuration_crate import CrateEncoderConfig, to_pair
 
 
 @strict
@@ -95,6 +95,10 @@ class CrateMaeConfig(CrateEncoderConfig):
         self.check_heads("decoder_num_attention_heads")
         if cast(int, self.decoder_num_hidden_layers) < 1:
             raise ValueError(f"`decoder_num_hidden_layers` must be at least 1, got {self.decoder_num_hidden_layers}.")
+        if self.norm_pix_loss and to_pair(self.patch_size) == (1, 1) and self.num_channels == 1:
+            raise ValueError(
+                "`norm_pix_loss` needs more than one value per patch: one pixel of one channel has no variance."
+            )
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must lie in [0, 1), got {self.mask_ratio}.")
         if not self.final_layer_norm_eps > 0:

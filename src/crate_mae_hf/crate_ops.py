@@ -120,6 +120,7 @@ def apply_norm(norm: nn.LayerNorm, hidden_states: torch.Tensor) -> tuple[torch.T
         and not nn.modules.module._has_any_global_hook()
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # which cannot record custom functions
     ):
         return normed, (hidden_states, norm.weight, norm.bias, norm.eps)
     return normed, None
@@ -153,6 +154,8 @@ def ista_step(
         norm_inputs: As `apply_norm` gives them, where its tokens are `hidden_states`: training then keeps less.
         training: Whether weights are about to change.
     """
+    if torch.jit.is_tracing():  # records neither custom functions nor where M comes from
+        return naive_ista_step(hidden_states, dictionary, step_size, threshold)
     if not training and may_keep_folded(dictionary):
         step = hidden_states @ kept_folded_dictionary(dictionary, step_size)
     elif is_worth_folding(hidden_states):

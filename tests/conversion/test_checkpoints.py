@@ -27,6 +27,13 @@ def truncate_old_format(path, official, length):
     path.write_bytes(path.read_bytes()[:length])
 
 
+def flip(path):
+    """Change one bit in the middle of a file, where the weights are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def spoil(path, official):
     """Write each kind of bad checkpoint, as (function, what the message has to say)."""
     width = official["cls_token"].shape[2]
@@ -39,18 +46,26 @@ def spoil(path, official):
     without = {key: value for key, value in official.items() if key != "blocks.1.layers.0.1.fn.weight"}
     return {
         "missing file": (lambda: None, "does not exist"),
-        "truncated": (lambda: path.write_bytes(path.read_bytes()[:-2000]), "damaged, cut short"),
+        "truncated": (lambda: path.write_bytes(path.read_bytes()[:-2000]), "is cut short: the end of the archive"),
+        "flipped bit": (lambda: flip(path), "is damaged: the checksum of .* is wrong"),
         "web page": (lambda: path.write_text("<!DOCTYPE html><html>"), "web page"),
         "empty": (lambda: path.write_bytes(b""), "damaged, cut short"),
         "old format, truncated": (lambda: truncate_old_format(path, official, 2000), "damaged, cut short"),
         "old format, truncated late": (lambda: truncate_old_format(path, official, -100), "damaged, cut short"),
         "code": (lambda: torch.save({"model": Code(path.with_name("pwned"))}, path), r"may run code .*mkdir"),
-        "numbers": (lambda: torch.save({"model": [1, 2]}, path), "no state dict"),
+        "numbers": (lambda: torch.save({"model": [1, 2]}, path), "no state dict.*got the keys model"),
+        "twice": (
+            lambda: torch.save({**official, "module.norm.bias": torch.zeros(width)}, path),
+            r"holds `norm\.bias` more than once, .*`module\.norm\.bias`",
+        ),
         "vit_mae": (lambda: torch.save({"model": vit}, path), "ViT or ViTMAE in the layout of MAE"),
         "hf vit_mae": (lambda: torch.save({"vit.embeddings.cls_token": official["cls_token"]}, path), "Transformers"),
         "vit-pytorch": (lambda: torch.save(vit_pytorch, path), "ViT in the layout of vit-pytorch"),
         "part of a CRATE": (lambda: torch.save(crate, path), "no `to_patch_embedding.2.weight`.*supervised CRATE"),
-        "another": (lambda: torch.save({"conv1.weight": torch.zeros(4)}, path), "not one of CRATE-MAE"),
+        "another": (
+            lambda: torch.save({"conv1.weight": torch.zeros(4), "fc.bias": torch.zeros(4)}, path),
+            "not one of CRATE-MAE; it has the keys conv1, fc",
+        ),
         "missing": (lambda: torch.save(without, path), r"missing +blocks\.1\.layers\.0\.1\.fn\.weight .* 1$"),
         "unknown": (lambda: torch.save(official | {"norm2.bias": torch.zeros(1)}, path), r"unknown +norm2\.bias"),
         "shape": (
@@ -80,7 +95,7 @@ def test_bad_safetensors(tmp_path, official):
     path = tmp_path / "official.safetensors"
     save_file(official, path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"cannot be read as a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"is cut short: it ends before its last tensor"):
         convert_checkpoint(path, tmp_path / "out", num_attention_heads=4)
 
 

@@ -1,6 +1,7 @@
 """Official checkpoints of CRATE-MAE to our layout and back; parity of what comes out is in test_parity.py."""
 
 import argparse
+import re
 
 import PIL.Image
 import pytest
@@ -9,8 +10,21 @@ from official import assert_official, make_official
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeModel
+from crate_mae_hf import (
+    CrateMaeConfig,
+    CrateMaeForImageClassification,
+    CrateMaeForPreTraining,
+    CrateMaeImageProcessor,
+    CrateMaeModel,
+)
 from crate_mae_hf.conversion import CRATE_MAE, convert_checkpoint, convert_key, revert_checkpoint
+
+
+def wrap_blocks(key: str) -> str:
+    """The name of a weight in a model of which FSDP wraps each block, and the whole."""
+    return "_fsdp_wrapped_module." + re.sub(
+        r"(blocks\.\d+)\.", r"\1._fsdp_wrapped_module._checkpoint_wrapped_module.", key
+    )
 
 
 @pytest.mark.parametrize(
@@ -20,6 +34,13 @@ from crate_mae_hf.conversion import CRATE_MAE, convert_checkpoint, convert_key, 
         ("model.pth", lambda weights: {"model": weights, "epoch": 3, "args": argparse.Namespace(lr=0.1)}),
         ("module.pth.tar", lambda weights: {"state_dict": {f"module.{k}": v for k, v in weights.items()}}),
         ("bare.safetensors", lambda weights: weights),
+        ("compiled.pth", lambda weights: {f"_orig_mod.{k}": v for k, v in weights.items()}),
+        (
+            "lightning.ckpt",
+            lambda weights: {"state_dict": {f"model._orig_mod.module.{k}": v for k, v in weights.items()}},
+        ),
+        ("fsdp.pth", lambda weights: {"model": {wrap_blocks(k): v for k, v in weights.items()}}),
+        ("nested.pth", lambda weights: {"epoch": 3, "state_dict": {"model": {"state_dict": weights}}}),
     ],
 )
 def test_every_way_a_checkpoint_is_stored(name, wrap, official, config, pixel_values, tmp_path):
@@ -140,3 +161,25 @@ def test_settings_that_a_crate_mae_has_no_use_for(checkpoint, tmp_path):
     for name in ("image_size", "num_channels"):
         with pytest.raises(ValueError, match=f"`{name}` does not go with a checkpoint of CRATE-MAE"):
             convert_checkpoint(checkpoint, tmp_path / "out", num_attention_heads=4, **{name: 32})
+
+
+def test_a_failed_run_leaves_nothing_in_the_way(official, tmp_path, monkeypatch):
+    torch.save(official, tmp_path / "official.pth")
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(CrateMaeImageProcessor, "save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            convert_checkpoint(tmp_path / "official.pth", tmp_path / "out", num_attention_heads=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["official.pth"]
+    convert_checkpoint(tmp_path / "official.pth", tmp_path / "out", num_attention_heads=4)
+    with monkeypatch.context() as context:
+        context.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            revert_checkpoint(tmp_path / "out", tmp_path / "back.pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["official.pth", "out"]
+    revert_checkpoint(tmp_path / "out", tmp_path / "back.pth")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode

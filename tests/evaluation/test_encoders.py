@@ -14,7 +14,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.evaluation.cache import digest_tensors
-from crate_mae_hf.evaluation.encoders import load_encoder, load_image_processor, random_encoder
+from crate_mae_hf.evaluation.encoders import load_encoder, random_encoder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 
@@ -46,8 +46,6 @@ def test_missing_weights_are_an_error(config, tmp_path):
 def test_what_cannot_be_loaded(tmp_path):
     with pytest.raises(ValueError, match="cannot load no/such/folder: there is no such folder"):
         load_encoder("no/such/folder")
-    with pytest.raises(ValueError, match="`model_name_or_path`: cannot load"):
-        load_image_processor(str(tmp_path))
     bert = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
     BertModel(bert).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a BertModel, which takes `input_ids`"):

@@ -78,3 +78,15 @@ def test_bad_settings_of_neighbours_get_a_clear_error(digits):
         nearest_neighbours(train_x, train_y, test_x, k=601)
     with pytest.raises(ValueError, match="`temperature` must be positive, got 0"):
         nearest_neighbours(train_x, train_y, test_x, temperature=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_neighbours_of_what_is_no_number(value):
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    broken = features.copy()
+    broken[3, 1] = broken[7, 0] = value
+    labels = np.arange(30) % 2
+    with pytest.raises(ValueError, match="`train_features` must be finite, 2 of 30 images"):
+        nearest_neighbours(broken, labels, features, k=3)
+    with pytest.raises(ValueError, match="`test_features` must be finite"):
+        nearest_neighbours(features, labels, broken, k=3)

@@ -150,3 +150,32 @@ def test_push_by_command(pretrained, api, capsys):
         main([str(pretrained), "somebody/model", "--license", "mit"])
     main([str(pretrained), "somebody/model"])
     assert (pretrained / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"cut"])
+def test_weights_are_opened_before_a_push(content, pretrained, api):
+    weights = pretrained / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500] if content == b"cut" else content)
+    with pytest.raises(ValueError, match=r"`folder` .*model\.safetensors is (empty|a pointer|damaged)"):
+        push_folder(pretrained, "somebody/model")
+    assert not api.calls
+
+
+def test_a_missing_shard_is_named(pretrained, api):
+    name = "model-00002-of-00002.safetensors"
+    index = {"weight_map": {"a": "model.safetensors", "b": name}}
+    (pretrained / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"lacks {name}"):
+        push_folder(pretrained, "somebody/model")
+
+
+def test_nothing_is_written_before_the_token_is_good(pretrained, api):
+    api.role = "read"
+    with pytest.raises(SystemExit, match="may only read"):
+        main([str(pretrained), "somebody/model", "--license", "mit"])
+    assert not (pretrained / "README.md").exists()
+    api.role = "write"
+    main([str(pretrained), "somebody/model", "--license", "mit"])
+    assert "license: mit" in (pretrained / "README.md").read_text()
+    with pytest.raises(SystemExit, match=r"README.md is there already"):
+        main([str(pretrained), "somebody/model", "--license", "mit"])

@@ -6,10 +6,10 @@ python -m crate_mae_hf.conversion FOLDER CHECKPOINT --reverse
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..cli import clear_errors
 from ..configuration_crate import CrateEncoderConfig
 from ..evaluation.lambda_study import compare_lambda, find_images
 from ..tables import text_table
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = vars(parse_arguments(arguments))
     checkpoint, output, reverse = (settings.pop(name) for name in ("checkpoint", "output", "reverse"))
     candidates, image_dir = settings.pop("compare_lambda"), settings.pop("images")
-    try:
+    with clear_errors():
         if reverse:
             revert_checkpoint(checkpoint, output)
             print(f"Wrote {output} in the official layout.")
@@ -76,8 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = [{"ista_lambda": str(value), "masked loss": f"{loss:.6f}"} for value, loss in losses.items()]
             print(text_table(rows))
             print("\nThe lowest loss is the likeliest; set it with --ista_lambda, or `ista_lambda` in config.json.")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

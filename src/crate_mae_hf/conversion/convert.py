@@ -1,19 +1,22 @@
 """Official checkpoints to this package's layout and back, and what became of every weight."""
 
-import json
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from ..configuration_crate import CrateEncoderConfig, ImageSize
 from ..image_processing_crate_mae import CrateMaeImageProcessor
+from ..loading import load
 from ..registry import MODELS
 from ..tables import text_table
-from .checkpoints import read_checkpoint
+from .checkpoints import list_keys, read_checkpoint
 from .layouts import LAYOUTS, Layout, convert_key, find_layout, to_pattern
 
 
@@ -29,7 +32,10 @@ class KeyReport(NamedTuple):
 def check_dimensions(state_dict: Mapping[str, torch.Tensor], layout: Layout) -> None:
     for key, ndim in layout.dimensions.items():
         if key not in state_dict or state_dict[key].ndim != ndim:
-            raise ValueError(f"The checkpoint has no `{key}` with {ndim} dimensions: it is not one of {layout.name}.")
+            raise ValueError(
+                f"The checkpoint has no `{key}` with {ndim} dimensions: it is not one of {layout.name}; it has "
+                f"{list_keys(state_dict)}."
+            )
 
 
 def compare_keys(state_dict: Mapping[str, torch.Tensor], layout: Layout, config: CrateEncoderConfig) -> list[KeyReport]:
@@ -115,9 +121,25 @@ def convert_checkpoint(
     model.load_state_dict(weights, assign=True)
     if image_size is not None:
         cast(Any, model).set_image_size(image_size)
-    model.save_pretrained(output_dir)
-    CrateMaeImageProcessor.from_config(cast(CrateEncoderConfig, model.config)).save_pretrained(output_dir)
+    with written_beside(output_dir) as partial:
+        model.save_pretrained(partial)
+        CrateMaeImageProcessor.from_config(cast(CrateEncoderConfig, model.config)).save_pretrained(partial)
     return report
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Context manager: the path to write to in place of `path`, where the finished file or folder is put at the end.
+
+    A run that fails leaves nothing in the way of the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        partial = Path(folder) / path.name
+        yield partial
+        if path.is_dir():
+            path.rmdir()  # an empty one
+        partial.rename(path)
 
 
 def revert_checkpoint(folder: str | Path, checkpoint: str | Path) -> None:
@@ -139,13 +161,13 @@ def revert_checkpoint(folder: str | Path, checkpoint: str | Path) -> None:
         raise ValueError(f"`checkpoint` must be a new file, {checkpoint} exists already.")
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder` must be one written by `save_pretrained`, {folder} has no config.json.")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    model_type = load(AutoConfig, folder, "folder").model_type
     layouts = {layout.config_class.model_type: layout for layout in reversed(LAYOUTS)}
     if model_type not in layouts:
         names = " or ".join(MODELS[known].name for known in layouts)
         raise ValueError(f"`folder` must hold a {names} model, {folder} has one of type {model_type!r}.")
     layout = layouts[model_type]
-    model, info = cast(Any, layout.model_class.from_pretrained(folder, output_loading_info=True))
+    model, info = load(layout.model_class, folder, "folder", output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
@@ -153,8 +175,8 @@ def revert_checkpoint(folder: str | Path, checkpoint: str | Path) -> None:
         )
     state_dict = {convert_key(name, layout.official_keys): value for name, value in model.state_dict().items()}
     state_dict = layout.complete(state_dict)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if checkpoint.suffix == ".safetensors":
-        save_file(state_dict, checkpoint)
-    else:
-        torch.save({"model": state_dict}, checkpoint)
+    with written_beside(checkpoint) as partial:
+        if checkpoint.suffix == ".safetensors":
+            save_file(state_dict, partial)
+        else:
+            torch.save({"model": state_dict}, partial)

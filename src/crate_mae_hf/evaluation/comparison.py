@@ -10,14 +10,15 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..adapters import inference, layer_tokens
 from ..data.images import decode, image_bytes
+from ..loading import load
 from ..tables import Row
 from .cache import FeatureCache, digest_bytes, feature_settings
-from .encoders import load_encoder, load_image_processor, random_encoder
+from .encoders import load_encoder, random_encoder
 from .features import FEATURES, available_features, extract_features, image_batches, select_features
 from .probes import check_labels, linear_probe, nearest_neighbours
 
@@ -152,7 +153,7 @@ def load_encoders(
     """
     encoders = []
     for name in names:
-        model, processor = load_encoder(name, dtype), load_image_processor(name)
+        model, processor = load_encoder(name, dtype), load(AutoImageProcessor, name)
         encoders.append(Encoder(name, "trained", model, processor))
         if random_seed is not None:
             encoders.append(Encoder(name, "random", random_encoder(model.config, random_seed, dtype), processor))

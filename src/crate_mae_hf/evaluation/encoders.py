@@ -1,20 +1,16 @@
 """Vision models of Transformers without their heads: trained, by name or folder, or the same with fresh weights."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from ..adapters import fill_vit_mae, knows_positions
+from ..loading import find_missing_weights, load
 
 logger = logging.get_logger(__name__)
 
@@ -31,11 +27,11 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
     Raises:
         ValueError: If there is no such model, its weights are incomplete, or it is none for images alone.
     """
-    config = _load(AutoConfig, name)
+    config = load(AutoConfig, name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # weights of heads that are left out are no news; those that are missing are checked
     try:
-        model, info = _load(AutoModel, name, config=config, dtype=dtype, output_loading_info=True)
+        model, info = load(AutoModel, name, config=config, dtype=dtype, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
     if model.main_input_name != "pixel_values":
@@ -43,15 +39,14 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
             f"`model_name_or_path`: {name} is a {type(model).__name__}, which takes `{model.main_input_name}`; a model "
             "that takes images alone is needed."
         )
-    missing = sorted(info["missing_keys"])
-    needed = [key for key in missing if not key.startswith("pooler.") and not key.endswith("mask_token")]
+    needed = [key for key in find_missing_weights(model, info["missing_keys"]) if not key.endswith("mask_token")]
     if needed:
         raise ValueError(
             f"`model_name_or_path`: {name} lacks {len(needed)} weights of {type(model).__name__}, among them "
             f"{needed[0]}: its features would be random."
         )
     with torch.no_grad():
-        for key in missing:
+        for key in info["missing_keys"]:
             model.get_parameter(key).zero_()
     if not knows_positions(model):
         logger.warning(
@@ -59,15 +54,6 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
             "leaves them so in a ViTMAE made from a configuration."
         )
     return model.eval()
-
-
-def load_image_processor(name: str) -> BaseImageProcessor:
-    """Load the image processor of a model.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    return _load(AutoImageProcessor, name)
 
 
 def random_encoder(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -80,13 +66,3 @@ def random_encoder(config: PreTrainedConfig, seed: int, dtype: torch.dtype = tor
         model = AutoModel.from_config(config)
         fill_vit_mae(model)
     return model.to(dtype).eval()
-
-
-def _load(auto_class: Any, name: str, **kwargs: Any) -> Any:
-    """Call `from_pretrained`, with one kind of error for what can be wrong with a name or a folder."""
-    try:
-        return auto_class.from_pretrained(name, **kwargs)
-    except (OSError, RuntimeError, ValueError) as error:
-        where = "" if Path(name).is_dir() else "there is no such folder, and from the Hub: "
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"`model_name_or_path`: cannot load {name}: {where}{reason}") from error

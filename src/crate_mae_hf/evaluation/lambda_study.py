@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..image_processing_crate_mae import CrateMaeImageProcessor
+from ..loading import load, load_model
 from ..modeling_crate_mae import CrateMaeForPreTraining
 
 LAMBDA_FILE = "lambda_comparison.json"
@@ -38,9 +39,11 @@ def compare_lambda(folder: str | Path, candidates: Sequence[float], images: Sequ
         candidates: Values of lambda.
         images: Image files.
     """
-    processor = CrateMaeImageProcessor.from_pretrained(folder)
+    processor = load(CrateMaeImageProcessor, folder, "folder")
     models = {
-        value: CrateMaeForPreTraining.from_pretrained(folder, ista_lambda=value, dtype=torch.float32)
+        value: load_model(
+            CrateMaeForPreTraining, folder, "folder", with_head=True, ista_lambda=value, dtype=torch.float32
+        )
         for value in candidates
     }
     rows, columns = models[candidates[0]].config.grid_size

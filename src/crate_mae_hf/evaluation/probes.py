@@ -120,12 +120,16 @@ def nearest_neighbours(
         Predicted classes, `(num_test,)`.
 
     Raises:
-        ValueError: If there are fewer than k training images, or k or the temperature is not positive.
+        ValueError: If there are fewer than k training images, k or the temperature is not positive, or a feature is
+            infinite or no number.
     """
     if not 1 <= k <= len(train_features):
         raise ValueError(f"`k` must lie in [1, {len(train_features)}], the number of training images, got {k}.")
     if not temperature > 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}.")
+    for name, values in (("train_features", train_features), ("test_features", test_features)):
+        if broken := int((~np.isfinite(values)).any(axis=1).sum()):
+            raise ValueError(f"`{name}` must be finite, {broken} of {len(values)} images have a feature that is not.")
     train = torch.nn.functional.normalize(torch.from_numpy(train_features))
     labels = torch.from_numpy(train_labels)
     num_classes = int(labels.max()) + 1

@@ -4,12 +4,12 @@ python -m crate_mae_hf.hub FOLDER REPO_ID --dataset ILSVRC/imagenet-1k --license
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..cli import clear_errors
 from ..registry import MODEL_NAMES
-from . import check_folder, create_model_card, push_folder
+from . import push_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,19 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", help="for the card: the training data in words")
     parser.add_argument("--license", help="for the card: licence of the weights, as the Hub names it")
     options = parser.parse_args(arguments)
-    readme = options.folder / "README.md"
-    card = {name: getattr(options, name) for name in ("dataset", "data", "license")}
-    try:
-        check_folder(options.folder)
-        if any(card.values()):
-            if readme.exists():
-                raise ValueError(
-                    f"{readme} is there already and would be pushed as it is: move it, or drop the options."
-                )
-            create_model_card(options.folder, model_id=options.repo_id, **card).save(readme)
-        print(push_folder(options.folder, options.repo_id, private=options.private))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    card = {name: value for name in ("dataset", "data", "license") if (value := getattr(options, name)) is not None}
+    with clear_errors():
+        print(push_folder(options.folder, options.repo_id, private=options.private, card=card))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_crate import CrateEncoderConfig
+from ..loading import load
 from ..registry import MODEL_NAMES, MODELS
 from ..tables import format_value
 
@@ -52,7 +53,7 @@ def read_config(folder: Path) -> CrateEncoderConfig:
     if model_type not in MODELS:
         found = f"holds a model of type {model_type!r}" if model_type else "has no config.json"
         raise ValueError(f"`folder` must hold a {MODEL_NAMES} model saved with `save_pretrained`, {folder} {found}.")
-    return MODELS[model_type].config_class.from_pretrained(folder)
+    return load(MODELS[model_type].config_class, folder, "folder")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

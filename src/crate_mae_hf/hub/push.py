@@ -1,10 +1,13 @@
 """Pushing a saved model to the Hub, after checking that it loads wherever Transformers does."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
+from ..loading import find_damaged_weights
 from ..registry import find_code
 from .cards import create_model_card, read_config, read_json
 
@@ -31,13 +34,16 @@ def check_folder(folder: str | Path) -> None:
         if not auto_map:
             missing.append(f"an `auto_map` in {name}" if (folder / name).is_file() else name)
     missing += [name for name in find_code(folder, references) if not (folder / name).is_file()]
-    if not any(folder.glob("model*.safetensors")):
-        missing.append("model.safetensors")
+    index = read_json(folder / "model.safetensors.index.json")
+    shards = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
+    missing += [name for name in shards if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"`folder` {folder} lacks {', '.join(missing)}: save model and image processor to it with their "
             "`save_pretrained`."
         )
+    if damaged := find_damaged_weights(folder):
+        raise ValueError(f"`folder` {folder}: {damaged}")
 
 
 def check_token(api: HfApi) -> None:
@@ -69,6 +75,7 @@ def push_folder(
     token: str | None = None,
     private: bool | None = None,
     commit_message: str = "Upload model",
+    card: Mapping[str, Any] | None = None,
 ) -> str:
     """Push a saved model to the Hub, after checking that it is complete and that the token is good.
 
@@ -81,19 +88,24 @@ def push_folder(
         token: Access token; the one of `hf auth login` or `HF_TOKEN` when left out.
         private: Whether a new repository is private.
         commit_message: First line of the commit.
+        card: Arguments of `create_model_card` for the card that is written.
 
     Returns:
         Address of the repository.
 
     Raises:
-        ValueError: If the folder is incomplete, or the token missing, rejected or read-only.
+        ValueError: If the folder is incomplete, the token missing, rejected or read-only, or `card` is given and the
+            folder has one.
     """
     folder = Path(folder)
+    readme = folder / "README.md"
     check_folder(folder)
+    if card and readme.exists():
+        raise ValueError(f"{readme} is there already and would be pushed as it is: move it, or drop the options.")
     api = HfApi(token=token)
-    check_token(api)
-    if not (folder / "README.md").exists():
-        create_model_card(folder, model_id=repo_id).save(folder / "README.md")
+    check_token(api)  # before anything is written
+    if not readme.exists():
+        create_model_card(folder, **{"model_id": repo_id, **(card or {})}).save(readme)
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(
         repo_id=url.repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=NOT_PUSHED

@@ -28,7 +28,7 @@ class ModelArguments:
 
     def hub_access(self) -> dict[str, Any]:
         """Return what every `from_pretrained` is called with."""
-        return {"token": self.token}
+        return {"revision": self.model_revision, "token": self.token}
 
 
 @dataclass

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from ..cli import parse_overrides
 from ..data.augmentation import AugmentationArguments
 from ..image_processing_crate_mae import CrateMaeImageProcessor
+from ..loading import load
 from .arguments import ModelArguments
 
 
@@ -33,6 +34,19 @@ def config_changes(
     return changes
 
 
+def load_config(args: ModelArguments, **changes: Any) -> Any:
+    """Return the configuration of the checkpoint or the configuration that is named, with changes, checked.
+
+    Raises:
+        ValueError: If it cannot be loaded, or a change does not fit it.
+    """
+    argument = "model_name_or_path" if args.config_name is None else "config_name"
+    config = load(AutoConfig, str(args.config_source), argument, **args.hub_access(), **changes)
+    if hasattr(config, "validate"):
+        config.validate()  # Transformers sets changes without looking at them together
+    return config
+
+
 def build_image_processor(args: ModelArguments, config: Any, augmentation_args: AugmentationArguments) -> Any:
     """Return the image processor that is named, else the checkpoint's, else a new one for a model's images.
 
@@ -44,9 +58,11 @@ def build_image_processor(args: ModelArguments, config: Any, augmentation_args: 
     Raises:
         ValueError: If a new one is needed, and the configuration has no image size.
     """
-    source = args.image_processor_name or args.model_name_or_path
-    if source is not None:
-        return AutoImageProcessor.from_pretrained(source, **args.hub_access())
+    if args.image_processor_name is not None:  # the revision is the checkpoint's
+        hub = {**args.hub_access(), "revision": "main"}
+        return load(AutoImageProcessor, args.image_processor_name, "image_processor_name", **hub)
+    if args.model_name_or_path is not None:
+        return load(AutoImageProcessor, args.model_name_or_path, **args.hub_access())
     if not hasattr(config, "image_size"):
         raise ValueError(f"`image_processor_name` is needed: a new {config.model_type} has no image size of its own.")
     return CrateMaeImageProcessor.from_config(config, augmentation_args.image_mean, augmentation_args.image_std)
