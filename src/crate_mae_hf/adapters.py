@@ -18,7 +18,7 @@ from .configuration_crate import patch_grid_size, to_pair
 from .crate_patches import sincos_position_table
 
 # Where models of Transformers have the norm of their last hidden state.
-FINAL_NORMS = ("layernorm", "norm", "post_layernorm")
+FINAL_NORMS = ("layernorm", "layer_norm", "norm", "post_layernorm")
 
 
 # Evaluation, and what hooks see of it

@@ -7,8 +7,10 @@ from transformers import (
     BeitConfig,
     ConvNextConfig,
     Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
     IJepaConfig,
     ResNetConfig,
+    TimmWrapperConfig,
     ViTConfig,
     ViTImageProcessor,
     ViTMAEConfig,
@@ -97,6 +99,30 @@ def test_feature_maps(kind):
         np.testing.assert_allclose(extracted["mean"], expected.mean((2, 3)).detach(), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="has no final norm over the tokens"):
         layer_tokens(model, images, norm=True)
+
+
+def test_models_of_timm():
+    """Their configuration has no patch size; they say how many tokens come before the patches."""
+    arguments = {"img_size": 32, "patch_size": 8, "depth": 2}
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", do_pooling=False, model_args=arguments)
+    model, images = AutoModel.from_config(config).eval(), torch.randn(2, 3, 32, 32)
+    tokens = model(images).last_hidden_state.detach()
+    extracted = extract_features(model, [images])
+    np.testing.assert_allclose(extracted["cls"], tokens[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(extracted["mean"], tokens[:, 1:].mean(1), rtol=1e-5, atol=1e-6)
+    assert available_features(extract_features(model, [images], layer=0)) == ("mean",)  # feature maps
+    config = TimmWrapperConfig(architecture="resnet18", do_pooling=False)
+    assert available_features(extract_features(AutoModel.from_config(config), [images])) == ("mean",)
+
+
+def test_the_pooled_token_of_dinov3_convnext():
+    config = DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    model, images = AutoModel.from_config(config).eval(), torch.randn(2, 3, 70, 64)
+    tokens = model(images).last_hidden_state.detach()
+    extracted = extract_features(model, [images])
+    np.testing.assert_allclose(extracted["cls"], tokens[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(extracted["mean"], tokens[:, 1:].mean(1), rtol=1e-5, atol=1e-6)
+    assert layer_tokens(model, images).normalised
 
 
 def test_a_norm_of_the_pooled_token_alone_is_no_final_norm(images):
