@@ -1,6 +1,8 @@
 from dataclasses import dataclass, field
 
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from safetensors import SafetensorError
 
 from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 
@@ -69,3 +71,22 @@ def test_scripts_end_with_one_line():
         )
     with pytest.raises(ZeroDivisionError), clear_errors():
         raise ZeroDivisionError  # not the user's
+    with pytest.raises(RuntimeError, match="ours"), clear_errors():
+        raise RuntimeError("ours")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "weights"), r"error: \[Errno 28\] No space left on device: 'weights'"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "error: .*is the disk full.*data/0"),
+        (SafetensorError("No space left on device"), "error: No space left on device"),
+        (StrictDataclassFieldValidationError("size", TypeError("not int")), "error: .*'size': TypeError: not int"),
+        (KeyboardInterrupt(), "interrupted"),
+        (KeyboardInterrupt("interrupted: go on so"), "interrupted: go on so"),
+    ],
+)
+def test_what_is_no_mistake_of_the_program_ends_with_one_line_too(error, message):
+    with pytest.raises(SystemExit, match=f"^{message}") as ended, clear_errors():
+        raise error
+    assert "\n" not in str(ended.value)

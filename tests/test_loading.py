@@ -49,7 +49,7 @@ def test_damaged_weights(folder, spoil, message):
         ('{"model_type": "crate_mae",', "config.json"),
         ("{}", "model_type"),
         ('{"model_type": "crete"}', "crete"),
-        ('{"model_type": "crate_mae", "hidden_size": "x"}', "hidden_size"),
+        ('{"model_type": "crate_mae", "hidden_size": "x"}', "hidden_size.*expected int, got str"),
         ("[]", "model_type"),
     ],
 )

@@ -92,7 +92,9 @@ def clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         sys.exit(str(error) or "interrupted")
-    except (ValueError, OSError, StrictDataclassError, SafetensorError) as error:
+    except StrictDataclassError as error:
+        message = " ".join(str(error).split())  # which field, then why
+    except (ValueError, OSError, SafetensorError) as error:
         message = str(error).strip()
     except RuntimeError as error:
         if not any(sign in str(error) for sign in FULL_DISK):

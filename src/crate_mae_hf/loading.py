@@ -105,6 +105,8 @@ def _find_reason(folder: Path, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, StrictDataclassError):  # which field, then why
+        return " ".join(str(error).split())
     text = str(error) if not isinstance(error, KeyError) else f"there is no {error}"
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
