@@ -55,7 +55,7 @@ def run(run_script, images, tmp_path):
     def run(*models, output="out", flags=()):
         command = ["--model_name_or_path", *models, "--output_dir", tmp_path / output]
         command += ["--train_dir", images / "train", "--validation_dir", images / "test"]
-        command += ["--validation_split_name", "validation", "--cache_dir", tmp_path / "datasets", "--k", "5"]
+        command += ["--cache_dir", tmp_path / "datasets", "--k", "5"]
         command += ["--feature_cache_dir", tmp_path / "features", "--device", "cpu", *flags]
         run_script(SCRIPT, *command)
         return json.loads((tmp_path / output / "results.json").read_text())

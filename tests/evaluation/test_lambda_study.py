@@ -40,5 +40,5 @@ def test_the_loss_of_each_candidate_is_that_of_the_model(images, pretrained):
 
 
 def test_a_folder_without_images(tmp_path):
-    with pytest.raises(ValueError, match="`images` must be a folder of images, found none in"):
+    with pytest.raises(ValueError, match="`images`: there are no images in"):
         find_images(tmp_path)
