@@ -54,5 +54,5 @@ def open_picture(content: bytes, name: str) -> PIL.Image.Image:
     except PIL.UnidentifiedImageError as error:
         raise BadImageError(f"Cannot read the image {name}: Pillow knows no format of such content.") from error
     except Exception as error:  # Pillow's plugins raise errors of many kinds
-        raise BadImageError(f"Cannot read the image {name}: {error}.") from error
+        raise BadImageError(f"Cannot read the image {name}: {str(error).rstrip('.')}.") from error
     return image if turn is None else image.transpose(turn)

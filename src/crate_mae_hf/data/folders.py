@@ -65,10 +65,10 @@ class ImageFolder:
             )
         return found
 
-    def class_name(self, path: str, in_split: bool) -> str | None:
+    def class_name(self, path: str, in_splits: bool) -> str | None:
         """Return the name of the folder around an image; None right in the root, or in the folder of a split."""
         folders = Path(path).relative_to(self.root).parts[:-1]
-        return None if not folders or (in_split and split_name(folders[-1])) else folders[-1]
+        return None if not folders or (in_splits and split_name(folders[-1])) else folders[-1]
 
 
 def split_name(folder: str) -> str | None:
@@ -93,7 +93,7 @@ def walk(root: Path, argument: str) -> Iterator[os.DirEntry]:
         folder = folders.popleft()
         real = os.path.realpath(folder)
         if real in seen or Path(os.path.realpath(os.path.dirname(folder))).is_relative_to(real):
-            logger.warning(f"{folder} links to a folder that is read already, and is left out.")
+            logger.warning(f"Left out {folder}: it links to a folder that is read anyway, or around it.")
             continue
         seen.add(real)
         try:

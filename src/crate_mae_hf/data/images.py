@@ -23,6 +23,9 @@ logger = logging.get_logger(__name__)
 # Shards of a dataset; a folder that has some is no folder of pictures, whatever else lies in it.
 SHARD_SUFFIXES = frozenset({".parquet", ".arrow", ".tar", ".zip"})
 
+# Columns that may name files, as a CSV file gives them.
+PATH_TYPES = (datasets.Value("string"), datasets.Value("large_string"))
+
 
 @dataclass
 class ImageArguments:
@@ -56,7 +59,7 @@ class ImageArguments:
         default=None,
         metadata={
             "help": 'The split to evaluate on; when left out "validation" ("test" for probes), or, where that is '
-            "missing, a part of the training images."
+            "missing, a part of the training images. An empty name is as good as none."
         },
     )
     train_val_split: float = field(
@@ -139,8 +142,9 @@ def load_folders(
         return {name: build_dataset(images, {}, args.cache_dir) for name, images in splits.items()}
     rows = read_rows(folder.metadata)
     check_rows(folder, rows, argument, args.skip_bad_images)
+    in_splits = args.dataset_name is not None
     return {
-        name: build_dataset(images, image_columns(folder, rows, images), args.cache_dir)
+        name: build_dataset(images, image_columns(folder, rows, images, in_splits), args.cache_dir)
         for name, images in splits.items()
     }
 
@@ -180,8 +184,10 @@ def load_dataset(
         )
     try:
         return datasets.load_dataset(name, args.dataset_config_name, cache_dir=args.cache_dir, streaming=streaming)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"`{argument}`: cannot load {name!r}: {error.__cause__ or error}") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"`{argument}`: cannot load {name!r}: {error}") from error
 
 
 def check_sources(args: ImageArguments) -> None:
@@ -213,7 +219,7 @@ def find_splits(args: ImageArguments, splits: Mapping[str, Any]) -> list[Split]:
     for argument, name in wanted.items():
         if name in splits:
             found.append(Split(name, splits[name], f"the split {name!r} of {args.dataset_name}"))
-        elif argument == "train_split_name" or args.validation_split_name is not None:
+        elif argument == "train_split_name" or args.validation_split_name:
             raise ValueError(f"`{argument}`: there is no split {name!r}, but {', '.join(map(str, splits))}.")
     return found
 
@@ -302,7 +308,7 @@ def find_image_column(features: Mapping[str, Any], name: str | None) -> str:
             raise ValueError(f"`image_column_name` is needed: none of the columns {', '.join(features)} holds images.")
     elif features and name not in features:
         raise ValueError(f"`image_column_name`: there is no column {name!r}, but {', '.join(features)}.")
-    elif features and features[name] != datasets.Value("string") and not isinstance(features[name], datasets.Image):
+    elif features and features[name] not in PATH_TYPES and not isinstance(features[name], datasets.Image):
         raise ValueError(f"`image_column_name`: the column {name!r} holds {features[name]}, not images.")
     return name
 

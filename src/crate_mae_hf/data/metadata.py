@@ -1,7 +1,7 @@
 """What metadata files say about the images of a folder: rows that name an image by `file_name`, as in `datasets`."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def read_rows(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def image_columns(folder: ImageFolder, rows: Mapping[str, Mapping[str, Any]], paths: Iterable[str]) -> dict[str, list]:
+def image_columns(
+    folder: ImageFolder, rows: Mapping[str, Mapping[str, Any]], paths: Collection[str], in_splits: bool
+) -> dict[str, list]:
     """Return what is known of images: the columns of the metadata, None where an image has no row.
 
     Where the metadata has neither "label" nor "labels", "label" is the name of the folder around each image.
@@ -68,13 +70,12 @@ def image_columns(folder: ImageFolder, rows: Mapping[str, Mapping[str, Any]], pa
         folder: Folder of the images.
         rows: What `read_rows` found in the folder.
         paths: Some of the images.
+        in_splits: Whether folders of splits are no classes.
     """
-    paths = list(paths)
     names = dict.fromkeys(name for row in rows.values() for name in row if name != "image")
     columns: dict[str, list] = {name: [rows.get(path, {}).get(name) for path in paths] for name in names}
     if not names.keys() & {"label", "labels"}:
-        in_split = len(paths) < len(folder.images)
-        columns["label"] = [folder.class_name(path, in_split) for path in paths]
+        columns["label"] = [folder.class_name(path, in_splits) for path in paths]
     return columns
 
 
