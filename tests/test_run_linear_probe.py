@@ -106,6 +106,15 @@ def test_accuracy_is_that_of_scikit_learn_on_the_same_features(run, checkpoint, 
     assert (row["layer"], row["norm"]) == ("2", "no")
 
 
+@pytest.mark.parametrize("flags", [[], ["--validation_split_name", "validation"]])
+def test_the_validation_folder_is_what_is_tested_on(run, checkpoint, images, caplog, flags):
+    described = run(checkpoint, flags=["--features", "mean", *flags])["images"]
+    assert (described["train images"], described["test images"]) == (40, 16)
+    assert described["train images from"] == f"the folder {images / 'train'}"
+    assert described["test images from"] == f"the folder {images / 'test'}"
+    assert "Training on 40 images of the folder " in caplog.text
+
+
 def test_the_cache_is_used_until_something_changes(run, checkpoint, images, tmp_path):
     first = run(checkpoint)["results"]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").iterdir()}
