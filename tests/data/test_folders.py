@@ -100,6 +100,16 @@ def test_what_is_left_out_is_named(tmp_path, caplog):
         assert name in caplog.text
 
 
+def test_a_name_that_is_no_text_is_an_error(tmp_path):
+    folder = write(tmp_path / "images", "0.png")
+    try:
+        os.rename(folder / "0.png", os.fsencode(folder) + b"/\xff.png")
+    except OSError:
+        pytest.skip("names are text on this system")
+    with pytest.raises(ValueError, match=r"`images`: the path '.*udcff\.png' is not in UTF-8"):
+        find_images(folder)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may read everything")
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
     folder = write(tmp_path / "images", "a/0.png", "b/0.png")

@@ -117,7 +117,7 @@ def scan_folder(folder: str | Path, argument: str) -> ImageFolder:
         argument: The argument that names it, for errors.
 
     Raises:
-        ValueError: If the folder is missing or cannot be read.
+        ValueError: If the folder is missing or cannot be read, or an image has a name that cannot be kept as text.
     """
     found = ImageFolder(Path(folder).absolute())
     if not found.root.is_dir():
@@ -128,6 +128,8 @@ def scan_folder(folder: str | Path, argument: str) -> ImageFolder:
         is_image = path.suffix.lower() in IMAGE_SUFFIXES and (entry.is_file() or entry.is_symlink())
         if any(part.startswith(".") for part in path.relative_to(found.root).parts):
             found.hidden += [entry.path] if is_image else []
+        elif is_image and any("\udc80" <= character <= "\udcff" for character in entry.path):
+            raise ValueError(f"`{argument}`: the path {entry.path!r} is not in UTF-8: rename it.")
         elif is_image:  # a link to nothing is one that cannot be read
             images.append((entry.path, entry.stat().st_mtime_ns if entry.is_file() else 0))
         elif entry.name in METADATA_NAMES:

@@ -325,11 +325,18 @@ def select_image_column(dataset: Any, name: str | None) -> Any:
 
 
 def image_bytes(record: Mapping[str, Any]) -> bytes:
-    """Return the file of an image, undecoded; `record` as `decode` takes it."""
+    """Return the file of an image, undecoded; `record` as `decode` takes it.
+
+    Raises:
+        BadImageError: If the file cannot be read.
+    """
     if record.get("bytes") is not None:
         return record["bytes"]
-    with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
-        return file.read()
+    try:
+        with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
+            return file.read()
+    except OSError as error:
+        raise BadImageError(f"Cannot read the image {record['path']}: {error.strerror or error}.") from error
 
 
 def read_image(record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> PIL.Image.Image:
@@ -346,11 +353,7 @@ def read_image(record: Mapping[str, Any] | None, min_size: tuple[int, int], wher
     if record is None or (record.get("bytes") is None and record.get("path") is None):
         raise BadImageError(f"There is no image {where}: its row is empty.")
     name = record.get("path") or where
-    try:
-        content = image_bytes(record)
-    except OSError as error:
-        raise BadImageError(f"Cannot read the image {name}: {error.strerror or error}.") from error
-    image = open_picture(content, name)
+    image = open_picture(image_bytes(record), name)
     if image.height < min_size[0] or image.width < min_size[1]:
         raise BadImageError(
             f"The image {name} is {image.height} x {image.width} pixels, smaller than a patch of {min_size[0]} x "
