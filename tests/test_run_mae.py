@@ -92,6 +92,26 @@ def test_continue_from_a_checkpoint_with_changes(run, tmp_path):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("name", ["imagenet_base", "cifar10", "fashion_mnist_sample"])
+def test_a_folder_wins_over_the_dataset_of_a_recipe(run_script, recipe, tmp_path, caplog, name):
+    """The command of the README, on a smaller model."""
+    flags = {**SETTINGS, "train_dir": tmp_path / "images", "output_dir": tmp_path / "out", "cache_dir": tmp_path / "c"}
+    flags |= {"model_size": "tiny", "bf16": False, "num_train_epochs": 1, "dataloader_num_workers": 0}
+    flags |= {"dataloader_persistent_workers": False, "save_strategy": "no"}
+    flags["config_overrides"] += ",decoder_num_hidden_layers=1"
+    if name != "imagenet_base":  # these say what the pixels are like
+        flags |= {"config_overrides": flags["config_overrides"] + ",num_channels=3"}
+    arguments = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
+    arguments += ["--image_mean", "0.5", "0.5", "0.5", "--image_std", "0.5", "0.5", "0.5"]
+    run_script(SCRIPT, EXAMPLES / "recipes" / f"{name}.yaml", *arguments)
+    folder = tmp_path / "images"
+    assert f"Training on 17 images of the folder {folder}; evaluating on 3 images of the folder {folder}, held out" in (
+        caplog.text
+    )
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["train_samples_per_second"] * results["train_runtime"] == pytest.approx(17, rel=0.05)
+
+
 def test_streaming(run, tmp_path):
     run("out", "--streaming", "true", "--max_steps", "3", "--max_eval_samples", "4", "--shuffle_buffer_size", "8")
     assert len(losses(tmp_path / "out")) == 3
@@ -105,6 +125,7 @@ def test_streaming(run, tmp_path):
         (["--mask_ratio", "1.5"], "`mask_ratio` must lie in [0, 1), got 1.5"),
         (["--image_column_name", "picture"], "`image_column_name`: there is no column 'picture'"),
         (["--train_dir", "nowhere"], "`train_dir`: there is no folder nowhere"),
+        (["--train_dir", "a", "--dataset_name", "b"], "`dataset_name` and `train_dir` name images in two ways"),
         (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint`: there is no checkpoint"),
         (["--streaming", "true", "--max_eval_samples", "4"], "`max_steps`"),
     ],

@@ -10,7 +10,16 @@ from tqdm.auto import tqdm
 
 from ..configuration_crate import to_pair
 from ..configuration_crate_mae import CrateMaeConfig
-from .images import DataArguments, decode, drop_bad_images, is_readable, load_splits, select_image_column
+from .images import (
+    DataArguments,
+    decode,
+    drop_bad_images,
+    is_readable,
+    load_splits,
+    name_sources,
+    say_what_is_used,
+    select_image_column,
+)
 from .seeded import SeededDataset
 
 
@@ -71,12 +80,13 @@ def load_datasets(
     """
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
-    splits = load_splits(args, args.streaming)
+    train_split, validation_split = load_splits(args, args.streaming)
+    sources = name_sources(train_split, validation_split)
     min_size = to_pair(config.patch_size)
-    train = select_image_column(splits[args.train_split_name], args.image_column_name)
-    validation = splits.get(args.validation_split_name)
-    if validation is not None:
-        validation = select_image_column(validation, args.image_column_name)
+    train = select_image_column(train_split.dataset, args.image_column_name)
+    validation = None
+    if validation_split is not None:
+        validation = select_image_column(validation_split.dataset, args.image_column_name)
 
     if args.streaming:
         num_eval = args.max_eval_samples or 1000
@@ -88,6 +98,7 @@ def load_datasets(
             train = train.skip(num_eval)
         if args.max_train_samples is not None:
             train = train.take(args.max_train_samples)
+        say_what_is_used(None, len(records), sources)
         return (
             stream_images(train, train_transform, min_size, args, seed),
             MaskingDataset(records, eval_transform, config, seed),
@@ -106,6 +117,7 @@ def load_datasets(
         train, validation = (
             drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
         )
+    say_what_is_used(len(train), len(validation), sources)
     return (
         MaskingDataset(train, train_transform, config, seed),
         MaskingDataset(validation, eval_transform, config, seed),
