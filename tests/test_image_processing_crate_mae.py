@@ -2,9 +2,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from transformers import CLIPImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf.evaluation.features import preprocess
 
 SMALL = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
 PLAIN = {**SMALL, "do_normalize": False}
@@ -262,3 +265,28 @@ def test_bad_input_gets_a_clear_error(processor_class, picture):
         processor_class(**SMALL, num_channels=13, image_mean=0.5, image_std=0.5)(picture)
     with pytest.raises(ValueError, match=r"`image_mean` must be one number or have 1 values, one per channel"):
         processor_class(**SMALL, num_channels=1)(picture)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pads"),
+    [
+        ({"size": {"shortest_edge": 16}, "crop_size": {"height": 24, "width": 24}}, True),
+        ({"size": {"height": 32, "width": 16}, "crop_size": {"height": 24, "width": 24}}, True),
+        ({"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}, False),
+        ({"size": {"height": 24, "width": 40}, "crop_size": {"height": 24, "width": 40}}, False),
+        ({"size": {"shortest_edge": 16}, "crop_size": {"height": 24, "width": 24}, "do_center_crop": False}, False),
+    ],
+)
+def test_a_crop_that_is_filled_up_with_black_is_pointed_out_once(settings, pads, processor_class, caplog):
+    logging.warning_once.cache_clear()
+    processor = processor_class(**settings)
+    for _ in range(2):
+        processor(PIL.Image.new("RGB", (40, 40), "white"), return_tensors="pt")
+    assert caplog.text.count("what is missing becomes black") == pads
+
+
+def test_the_padding_of_other_processors_is_pointed_out(caplog):
+    logging.warning_once.cache_clear()
+    other = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 24, "width": 24})
+    preprocess(other, 3, [PIL.Image.new("RGB", (40, 40), "white")])
+    assert "CLIPImageProcessor resizes images to" in caplog.text

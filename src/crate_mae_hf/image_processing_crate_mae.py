@@ -19,7 +19,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, logging
 from typing_extensions import Self
 
 from .configuration_crate import CrateEncoderConfig, to_pair
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     # training saves the image processor and nothing else with code, so the models' files have to come along with it.
     from .modeling_crate import CrateModel  # noqa: F401
     from .modeling_crate_mae import CrateMaeModel  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 # Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
 LUMA = (0.299, 0.587, 0.114)
@@ -173,6 +175,27 @@ def to_tensor(
     return adapt_channels(tensor, num_channels, input_data_format)
 
 
+def warn_of_padding(processor: BaseImageProcessor, **changes: Any) -> None:
+    """Say once if an image processor crops more than its resizing leaves, which is filled up with black.
+
+    Args:
+        processor: Any image processor with the settings of Transformers' own.
+        **changes: Settings of one call.
+    """
+    settings = {name: getattr(processor, name, None) for name in ("do_resize", "size", "do_center_crop", "crop_size")}
+    settings |= {name: value for name, value in changes.items() if name in settings and value is not None}
+    size, crop_size = settings["size"], settings["crop_size"]
+    if not (settings["do_resize"] and settings["do_center_crop"] and size and crop_size):
+        return
+    size, crop_size = dict(size), dict(crop_size)
+    left = {side: size.get(side) or size.get("shortest_edge") for side in ("height", "width")}
+    if any(crop_size.get(side) and left[side] and crop_size[side] > left[side] for side in left):
+        logger.warning_once(
+            f"{type(processor).__name__} resizes images to {size} and then takes {crop_size} from the centre: what is "
+            "missing becomes black. `size` should be at least `crop_size`."
+        )
+
+
 class CrateMaeImageProcessorMixin(BaseImageProcessor):
     """Settings of both image processors, and the way any image becomes an array of `num_channels` channels.
 
@@ -238,6 +261,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any
     ) -> None:
         super()._validate_preprocess_kwargs(*args, **kwargs)
+        warn_of_padding(self, **kwargs)
         for name in ("image_mean", "image_std"):
             values = kwargs[name] if do_convert_rgb and kwargs.get("do_normalize") else None
             if isinstance(values, (list, tuple)) and len(values) not in (1, num_channels):
