@@ -191,9 +191,7 @@ def main() -> None:
         path.write_text(json.dumps(metrics, indent=2) + "\n")
     report(args.output_dir, metrics, len(load_images(args.quick)["test"]))
     if is_finished:
-        print(
-            f"\nAll of this was there already. For a new run choose another `--output_dir`, or delete {args.output_dir}."
-        )
+        print("\nAll of this was there already: for a new run choose another `--output_dir`, or delete this folder.")
 
 
 if __name__ == "__main__":

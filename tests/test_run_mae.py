@@ -105,7 +105,7 @@ def test_streaming(run, tmp_path):
         (["--mask_ratio", "1.5"], "`mask_ratio` must lie in [0, 1), got 1.5"),
         (["--image_column_name", "picture"], "`image_column_name`: there is no column 'picture'"),
         (["--train_dir", "nowhere"], "`train_dir`: there is no folder nowhere"),
-        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint`: there is no checkpoint"),
+        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint`: there is no complete checkpoint"),
         (["--streaming", "true", "--max_eval_samples", "4"], "`max_steps`"),
     ],
 )
