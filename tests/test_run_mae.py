@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -97,9 +98,51 @@ def test_streaming(run, tmp_path):
     assert len(losses(tmp_path / "out")) == 3
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_stream_resumes_to_the_same_weights(run, tmp_path, caplog, workers):
+    flags = ["--streaming", "true", "--max_steps", "9", "--max_eval_samples", "4", "--shuffle_buffer_size", "8"]
+    flags += ["--dataloader_num_workers", workers, "--save_strategy", "steps", "--save_steps", "2"]
+    flags += ["--gradient_accumulation_steps", "2"]  # 72 images, where a pass has 16
+    run("whole", *flags)
+    for step in (2, 6, 9):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        run(f"from_{step}", *flags, "--resume_from_checkpoint", checkpoint)
+        assert losses(tmp_path / f"from_{step}") == losses(tmp_path / "whole")
+        whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", f"from_{step}"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert "the images and draws are not those" not in caplog.text
+    run("other", *flags, "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-2", "--dataloader_num_workers", 1)
+    assert f"`dataloader_num_workers` is 1, and was {workers} when the checkpoint was made" in caplog.text
+
+
+def test_a_run_that_was_overwritten_is_not_resumed(run, tmp_path):
+    saves = ["--save_strategy", "steps", "--save_steps", "2"]
+    run("out", "--max_steps", "8", *saves)
+    mine = (tmp_path / "out" / "checkpoint-8" / "model.safetensors").read_bytes()
+    run("out", "--max_steps", "4", *saves, "--seed", "7", "--overwrite_output_dir")
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert (tmp_path / "out" / "_previous_runs" / "1" / "checkpoint-8" / "model.safetensors").read_bytes() == mine
+    run("out", "--max_steps", "5", *saves, "--seed", "7", "--resume_from_checkpoint", "true")
+    assert len(losses(tmp_path / "out")) == 5
+
+
+def test_a_run_goes_on_by_itself(run, tmp_path):
+    flags = ["--save_strategy", "steps", "--save_steps", "2", "--resume_from_checkpoint", "auto"]
+    run("out", "--max_steps", "4", *flags)
+    run("out", "--max_steps", "6", *flags)
+    assert len(losses(tmp_path / "out")) == 6
+
+
+def test_an_output_folder_that_cannot_be_used_is_noticed_at_the_start(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^error: `output_dir` .*file/out cannot be written to: Not a directory"):
+        run("file/out", "--train_dir", "nowhere")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be positive, got 0."),
         (["--config_overrides", "image_size=17,patch_size=4"], "`image_size` must be divisible by `patch_size`"),
         (["--config_overrides", "hidden_sise=8"], "`config_overrides` sets hidden_sise"),
         (["--mask_ratio", "1.5"], "`mask_ratio` must lie in [0, 1), got 1.5"),

@@ -80,7 +80,7 @@ class SeededStream(torch.utils.data.IterableDataset):
     """Images read one after the other, again and again; everything random is a function of (seed, pass, position).
 
     It has no end: the number of steps ends a run. So the position alone says where an interrupted run was. Data loader
-    workers share the files of the stream, so that another number of workers gives another order; 0 and 1 are the same.
+    workers share the files of the stream, and shuffle each its own: another number of workers gives another order.
 
     Args:
         stream: Undecoded images under the key "image".

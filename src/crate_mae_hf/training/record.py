@@ -68,7 +68,7 @@ class RunRecord(TrainerCallback, ExportableState):
         self.seconds, self.started = saved.get("seconds", 0.0), time.perf_counter()
         self.settings = {"seed": args.seed}
         if is_stream:
-            self.settings["dataloader_num_workers"] = max(1, args.dataloader_num_workers)
+            self.settings["dataloader_num_workers"] = args.dataloader_num_workers
         for name, value in saved.get("settings", {}).items():
             if name in self.settings and self.settings[name] != value:
                 logger.warning(
