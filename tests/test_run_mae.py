@@ -251,3 +251,43 @@ def test_quick_demo(tmp_path):
             assert picture.size[0] > 500
     assert f'AutoModel.from_pretrained("{tmp_path / "demo"}")' in result.stdout
     AutoModel.from_pretrained(tmp_path / "demo")
+
+
+@pytest.mark.slow
+def test_demo_goes_on_and_keeps_what_is_finished(tmp_path):
+    def demo(*flags):
+        command = [sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path / "demo"), *flags]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    with demo("--quick") as process:
+        while not (tmp_path / "demo" / "checkpoint-5" / "trainer_state.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)  # Python loses an interrupt that falls into the start of a data loader worker
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Interrupted. The same command goes on from" in errors
+    assert "Traceback" not in errors
+    (tmp_path / "demo" / "checkpoint-10").mkdir()  # one that was not finished
+    for flags in ([], ["--quick", "--seed", "1"]):
+        with demo(*flags) as process:
+            errors = process.communicate()[1]
+        assert re.search(r"error: `output_dir` .* holds a demo with seed 42, with `--quick`: choose another", errors)
+    with demo("--quick") as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    assert "Going on with the run in" in output
+    assert "checkpoint-10 is passed over" in errors
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+    with demo("--quick") as process:
+        again = process.communicate()[0]
+    assert "Linear probe, test accuracy" in again
+    assert "All of this was there already" in again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+    (tmp_path / "demo" / "metrics.json").unlink()
+    with demo("--quick") as process:
+        assert f"The model in {tmp_path / 'demo'} is trained." in process.communicate()[0]
+    assert (tmp_path / "demo" / "metrics.json").is_file()

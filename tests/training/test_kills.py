@@ -22,7 +22,7 @@ from crate_mae_hf.training.checkpoints import find_fault, last_complete_checkpoi
 SCRIPT = Path(__file__).parents[2] / "examples" / "run_mae.py"
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("KILL_SEED", "0"))
-STEPS_PER_KILL = 40  # as many as a process makes on average before it is killed
+STEPS_PER_KILL = 40  # that a process makes on average before it is killed
 SHAPE = "image_size=16,patch_size=4,hidden_size=32,num_attention_heads=2,num_hidden_layers=1"
 
 
@@ -30,7 +30,7 @@ def begin(folder: Path, output: str, *flags: str) -> subprocess.Popen:
     """Start a run that writes a checkpoint after every step."""
     command = [sys.executable, str(SCRIPT), "--output_dir", str(folder / output), "--do_train", "--use_cpu"]
     command += ["--train_dir", str(folder / "images"), "--cache_dir", str(folder / "cache")]
-    command += ["--config_overrides", SHAPE, "--max_steps", str(STEPS_PER_KILL * KILLS), "--seed", "1"]
+    command += ["--config_overrides", SHAPE, "--max_steps", str(2 * STEPS_PER_KILL * KILLS), "--seed", "1"]
     command += ["--per_device_train_batch_size", "4", "--dataloader_pin_memory", "false", "--disable_tqdm", "true"]
     command += ["--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "3", "--logging_steps", "7"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -59,10 +59,9 @@ def test_killed_runs_resume_to_the_unbroken_weights(tmp_path):
     for _ in range(KILLS):
         word = "auto" if last_complete_checkpoint(output) is None else "true"
         with begin(tmp_path, "killed", "--resume_from_checkpoint", word) as process:
-            wait_for_steps(process, output, moments.randint(0, 2 * STEPS_PER_KILL - 2))
+            wait_for_steps(process, output, moments.randint(0, 2 * STEPS_PER_KILL))
             time.sleep(moments.uniform(0, 0.05))
-            if process.poll() is not None:
-                break
+            assert process.poll() is None, "the run is over"
             process.kill()
         faults = [find_fault(checkpoint) for checkpoint in list_checkpoints(output).values()]
         hit_a_write.append(faults[0] if faults else None)

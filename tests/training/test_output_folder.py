@@ -225,7 +225,7 @@ def test_an_interruption_says_how_to_go_on(arguments, output, capsys, word):
 )
 def test_a_full_disk_ends_in_one_line(arguments, output, error):
     args = arguments(resume_from_checkpoint="true")
-    message = r"the disk is full \(.*\)\. Make room\. .*goes on from .*checkpoint-12"
+    message = r"^The disk is full \(.*\), the run in .*: make room\. .*goes on from .*checkpoint-12"
     with pytest.raises(ValueError, match=message), open_run(args):
         raise error
     with pytest.raises(ZeroDivisionError), open_run(args):

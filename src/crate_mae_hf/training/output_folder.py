@@ -176,5 +176,6 @@ def open_run(args: ScriptTrainingArguments) -> Iterator[str | None]:
             if not is_disk_full(error):
                 raise
             raise ValueError(
-                f"`output_dir` {args.output_dir}: the disk is full ({error}). Make room. {describe_rest(args)}"
+                f"The disk is full ({error}), the run in {args.output_dir} was broken off: make room. "
+                f"{describe_rest(args)}"
             ) from error
