@@ -1,6 +1,7 @@
 """Command lines: flags, or a recipe file with flags that override it; errors in one clear line; output folders."""
 
 import argparse
+import errno
 import json
 import re
 import sys
@@ -20,8 +21,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# How PyTorch reports a file that it could not write.
-FULL_DISK = ("PytorchStreamWriter", "No space left on device")
+# How a full disk is reported by Python, safetensors, and PyTorch, which knows no more than that it could not write.
+DISK_FULL = re.compile("No space left|Disk quota|PytorchStreamWriter|file write failed|iostream error|unexpected pos")
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -206,6 +207,12 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         )
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a checkpoint could not be written because the disk is full, as far as the error tells."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in full or bool(DISK_FULL.search(str(error)))
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Context manager: end the program with one line on what was wrong with its input, instead of a traceback.
@@ -223,7 +230,7 @@ def clear_errors() -> Iterator[None]:
     except (ValueError, OSError, SafetensorError) as error:
         message = str(error).strip()
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in FULL_DISK):
+        if not is_disk_full(error):
             raise
         message = f"the files could not be written: is the disk full? ({error})"
     else:
