@@ -7,6 +7,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf.data.augmentation import build_train_transform
 from crate_mae_hf.evaluation.features import preprocess
 
 SMALL = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
@@ -290,3 +291,21 @@ def test_the_padding_of_other_processors_is_pointed_out(caplog):
     other = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 24, "width": 24})
     preprocess(other, 3, [PIL.Image.new("RGB", (40, 40), "white")])
     assert "CLIPImageProcessor resizes images to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "`image_mean` must be finite"),
+        ({"image_std": [0.5, float("inf"), 0.5]}, "`image_std` must be finite"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "`image_std` must be positive"),
+    ],
+)
+def test_statistics_that_cannot_normalise(processor_class, settings, message, config):
+    processor = processor_class(**settings)
+    with pytest.raises(ValueError, match=message):
+        processor(PIL.Image.new("RGB", (40, 40)), return_tensors="pt")
+    with pytest.raises(ValueError, match=message):
+        processor_class.from_config(config, **settings)
+    with pytest.raises(ValueError, match=message):
+        build_train_transform(processor)

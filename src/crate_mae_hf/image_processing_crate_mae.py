@@ -175,6 +175,19 @@ def to_tensor(
     return adapt_channels(tensor, num_channels, input_data_format)
 
 
+def check_statistics(image_mean: Any, image_std: Any) -> None:
+    """Check that mean and standard deviation, one number or several, can normalise images.
+
+    Raises:
+        ValueError: If one is not finite, or a standard deviation is not positive.
+    """
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError(f"`{name}` must be finite, got {values}.")
+    if image_std is not None and not (np.asarray(image_std) > 0).all():
+        raise ValueError(f"`image_std` must be positive, got {image_std}.")
+
+
 def warn_of_padding(processor: BaseImageProcessor, **changes: Any) -> None:
     """Say once if an image processor crops more than its resizing leaves, which is filled up with black.
 
@@ -248,6 +261,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": crop_size, "size": crop_size}
         if height == width:
             settings["size"] = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
+        check_statistics(image_mean, image_std)
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if values is not None and len(values) != config.num_channels:
                 raise ValueError(f"`{name}` must have {config.num_channels} values, one per channel, got {values}.")
@@ -261,6 +275,8 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any
     ) -> None:
         super()._validate_preprocess_kwargs(*args, **kwargs)
+        if kwargs.get("do_normalize"):
+            check_statistics(kwargs["image_mean"], kwargs["image_std"])
         warn_of_padding(self, **kwargs)
         for name in ("image_mean", "image_std"):
             values = kwargs[name] if do_convert_rgb and kwargs.get("do_normalize") else None

@@ -178,13 +178,25 @@ def test_the_best_checkpoint_is_loaded_and_old_ones_go(train, tmp_path):
 
 def test_a_non_finite_loss_stops_the_run(train, tmp_path):
     with pytest.raises(
-        NonFiniteLossError, match=r"The loss became (inf|nan) in step [1-8]\. Try a lower learning rate"
+        NonFiniteLossError, match=r"The loss became (inf|nan) in step [1-8]\. The images themselves are not finite"
     ):
         train(Images(broken=3), save_strategy="steps", save_steps=1, seed=3)
     checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"))
     assert checkpoints, "the seed was to put the broken image behind a checkpoint"
     loaded = CrateMaeForPreTraining.from_pretrained(checkpoints[-1])
     assert all(torch.isfinite(parameter).all() for parameter in loaded.parameters())
+
+
+def test_advice_fits_the_cause_of_a_loss_that_is_not_finite(config, train, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"in step [2-8]\. Try a lower learning rate"):
+        train(Images(), learning_rate=1e30, max_grad_norm=0.0, name="steep")
+    model = CrateMaeForPreTraining(config)
+    with torch.no_grad():
+        model.decoder.layers[1].dictionary[0, 0] = torch.nan
+    arguments = TrainingArguments(output_dir=str(tmp_path / "damaged"), max_steps=1, use_cpu=True, disable_tqdm=True)
+    trainer = MaskedAutoencoderTrainer(model, arguments, train_dataset=Images())
+    with pytest.raises(NonFiniteLossError, match=r"not finite from the start: 1 of .* decoder\.layers\.1\.dictionary"):
+        trainer.train()
 
 
 def test_ranks_draw_different_masks(config, pixel_values):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
-from ..image_processing_crate_mae import to_tensor
+from ..image_processing_crate_mae import check_statistics, to_tensor
 from .seeded import seeded
 
 
@@ -87,6 +87,7 @@ def build_train_transform(
     channels = processor.num_channels if num_channels is None else num_channels
     if rand_augment_num_ops and channels not in (1, 3):
         raise ValueError(f"`rand_augment_num_ops` needs images in grey or colour, these have {channels} channels.")
+    check_statistics(processor.image_mean, processor.image_std)
     size = output_size(processor)
     bicubic = v2.InterpolationMode.BICUBIC
     steps: list[Callable] = [partial(to_tensor, num_channels=channels)]  # data loader workers may have to pickle it

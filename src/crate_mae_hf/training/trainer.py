@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -77,11 +77,30 @@ class SeededTrainer(Trainer):
             checkpoint = last_complete_checkpoint(Path(str(self.args.output_dir)))
             saved = f"The last checkpoint is {checkpoint}." if checkpoint else "No checkpoint was saved before."
             raise NonFiniteLossError(
-                f"The loss became {loss.item()} in step {self.state.global_step + 1}. Try a lower learning rate, more "
-                "warm-up, a smaller `max_grad_norm`, or float32 or bf16 instead of fp16, and look for images with "
-                f"extreme values. {saved}"
+                f"The loss became {loss.item()} in step {self.state.global_step + 1}. {self.find_cause(inputs)} {saved}"
             )
         return loss
+
+    def find_cause(self, inputs: dict[str, Any]) -> str:
+        """Say why the loss of a batch is not finite, or what to try where that cannot be seen."""
+        pixel_values = inputs.get("pixel_values")
+        if pixel_values is not None and not pixel_values.isfinite().all():
+            return (
+                "The images themselves are not finite: look at `image_mean` and `image_std` of the image processor, "
+                "and at the images."
+            )
+        first_step = next(each for each in self.callback_handler.callbacks if isinstance(each, RunRecord)).first_step
+        weights = cast(nn.Module, self.model).named_parameters()
+        broken = [name for name, weight in weights if not weight.isfinite().all()]
+        if broken and self.state.global_step == first_step:
+            return (
+                f"The model was not finite from the start: {len(broken)} of its weights are not, among them "
+                f"{broken[0]}. The checkpoint that it comes from is damaged, or its training had failed."
+            )
+        return (
+            "Try a lower learning rate, more warm-up, a smaller `max_grad_norm`, or float32 or bf16 instead of fp16, "
+            "and look for images with extreme values."
+        )
 
 
 class MaskedAutoencoderTrainer(SeededTrainer):
