@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import datasets
 import numpy as np
@@ -131,8 +132,7 @@ def test_a_validation_folder(load, folder):
 
 def test_streaming(load, folder, config):
     train, evaluation = load(train_dir=str(folder), streaming=True, max_eval_samples=3)
-    images = list(train)
-    assert len(images) == 9
+    images = list(itertools.islice(train, 20))  # a stream has no end
     assert all(torch.as_tensor(item["pixel_values"]).shape == (3, 32, 32) for item in images)
     assert len(evaluation) == 3
     assert equal(items(evaluation), items(evaluation))
