@@ -41,9 +41,10 @@ from crate_mae_hf.data.augmentation import (
 )
 from crate_mae_hf.data.labels import LabelledDataArguments, LabelledDataset, load_labelled_datasets
 from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
-from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments, find_checkpoint
+from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments
 from crate_mae_hf.training.classification_trainer import ClassificationTrainer, freeze_encoder
 from crate_mae_hf.training.models import build_image_processor, config_changes
+from crate_mae_hf.training.output_folder import open_run
 from crate_mae_hf.training.run import run_trainer
 
 
@@ -156,13 +157,14 @@ def smallest_image(config: PreTrainedConfig) -> tuple[int, int]:
     return to_pair(getattr(config, "patch_size", 1))
 
 
-def main() -> None:
+def train(
+    model_args: ClassifierArguments,
+    data_args: LabelledDataArguments,
+    augmentation_args: ClassificationAugmentationArguments,
+    training_args: FineTuningArguments,
+    checkpoint: str | None,
+) -> None:
     """Fine-tune, evaluate, and save the model with its image processor to `output_dir`."""
-    model_args, data_args, augmentation_args, training_args = parse_arguments(
-        (ClassifierArguments, LabelledDataArguments, ClassificationAugmentationArguments, FineTuningArguments)
-    )
-    logging.set_verbosity(training_args.get_process_log_level())
-    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
     # The images, of which the first process prepares what the others read; then the model for their classes.
@@ -194,6 +196,16 @@ def main() -> None:
         layer_decay=training_args.layer_decay,
     )
     run_trainer(trainer, checkpoint, data_args, ("layer_decay", "label_smoothing_factor", "freeze_encoder"))
+
+
+def main() -> None:
+    """Read the command line and train."""
+    model_args, data_args, augmentation_args, training_args = parse_arguments(
+        (ClassifierArguments, LabelledDataArguments, ClassificationAugmentationArguments, FineTuningArguments)
+    )
+    logging.set_verbosity(training_args.get_process_log_level())
+    with open_run(training_args) as checkpoint:
+        train(model_args, data_args, augmentation_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":
