@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from crate_mae_hf import CrateMaeImageProcessor
 from crate_mae_hf.data import masks
 from crate_mae_hf.data.augmentation import MixingCollator, build_eval_transform, build_train_transform
-from crate_mae_hf.data.images import DataArguments
+from crate_mae_hf.data.images import DataArguments, Split
 from crate_mae_hf.data.labels import LabelledDataset
 from crate_mae_hf.data.masks import MaskingDataset, load_datasets
 
@@ -40,7 +40,7 @@ def processor(config):
 def load(records, processor, config, monkeypatch):
     """Load the images as from five files, streamed; true files of a few images would be read slowly."""
     stream = datasets.Dataset.from_list(records).cast_column("image", datasets.Image()).to_iterable_dataset(5)
-    monkeypatch.setattr(masks, "load_splits", lambda *args: {"train": stream})
+    monkeypatch.setattr(masks, "load_splits", lambda *args: (Split("train", stream, "five files"), None))
 
     def load(seed=0, **arguments):
         settings = {"streaming": True, "max_eval_samples": NUM_HELD_OUT, "shuffle_buffer_size": 6, **arguments}

@@ -75,7 +75,7 @@ class RunRecord(TrainerCallback, ExportableState):
                     f"`{name}` is {self.settings[name]}, and was {value} when the checkpoint was made: the images and "
                     "draws are not those of an unbroken run."
                 )
-        if is_stream and state.global_step:
+        if is_stream and state.global_step and state.is_world_process_zero:
             logger.warning(
                 "The stream begins anew: its images are not those of an unbroken run."
                 if args.ignore_data_skip
