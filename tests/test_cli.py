@@ -1,5 +1,6 @@
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
@@ -136,6 +137,16 @@ def test_a_full_output_folder_is_kept(tmp_path):
     check_output_dir(tmp_path, overwrite=True)
     assert (tmp_path / "results.md").read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=rf"`output_dir` {path} cannot be written to: .*file is no folder"):
+            check_output_dir(path, overwrite=True)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    with pytest.raises(ValueError, match=rf"`output_dir` .* cannot be written to: {tmp_path} is read-only"):
+        check_output_dir(tmp_path / "new" / "run", overwrite=False)
 
 
 def test_scripts_end_with_one_line():

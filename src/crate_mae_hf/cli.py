@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -191,15 +192,20 @@ def parse_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> d
 
 
 def check_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Refuse to write into a folder that holds something already.
+    """Refuse to write into a folder that cannot be written to, or holds something already.
 
     Args:
         output_dir: The folder to write to; it need not exist.
         overwrite: Whether files in it may be replaced.
 
     Raises:
-        ValueError: If the folder is not empty and nothing may be replaced.
+        ValueError: If the folder cannot be made or written to, or it is not empty and nothing may be replaced.
     """
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`output_dir` {output_dir} cannot be written to: {existing} is no folder.")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"`output_dir` {output_dir} cannot be written to: {existing} is read-only for this user.")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise ValueError(
             f"`output_dir` {output_dir} is not empty: choose another folder, or allow files in it to be replaced with "
