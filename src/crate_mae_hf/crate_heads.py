@@ -37,10 +37,8 @@ class CrateEncoderPreTrainedModel(PreTrainedModel):
         """Load a model as Transformers does, also where its weights have former names."""
         loaded = super().from_pretrained(*args, key_mapping={**FORMER_NAMES, **(key_mapping or {})}, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info=True`
-        # Saving would reverse the renaming.
-        model._weight_conversions = [
-            conversion for conversion in model._weight_conversions if conversion.source_patterns[0] not in FORMER_NAMES
-        ]
+        if conversions := getattr(model, "_weight_conversions", None):  # which saving would reverse
+            model._weight_conversions = [each for each in conversions if each.source_patterns[0] not in FORMER_NAMES]
         return loaded
 
 
