@@ -4,13 +4,12 @@
     python examples/demo.py [--output_dir outputs/demo] [--seed 42] [--quick]
 
 Leaves in the output folder: the model and its image processor, `metrics.json`, `loss_curve.png` and
-`reconstruction.png`. `--quick` trains for a few steps only, to see that everything runs.
+`reconstruction.png`. `--quick` trains for a few steps only, to see that everything runs. After an interruption the same
+command goes on; what is finished is shown again.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ from crate_mae_hf.evaluation.comparison import Encoder, ProbeImages, ProbeSettin
 from crate_mae_hf.evaluation.reconstruction import reconstruction_errors
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.tables import text_table
+from crate_mae_hf.training.checkpoints import last_complete_checkpoint, read_state
 from crate_mae_hf.training.curves import loss_curve
+from crate_mae_hf.training.record import read_settings
+from crate_mae_hf.training.steps import run_script
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
@@ -36,14 +38,36 @@ QUICK = {"max_steps": 10, "max_train_samples": 600, "max_eval_samples": 200}
 NUM_PICTURES = 8
 
 
+def check_same_run(output_dir: Path, found: tuple[Any, bool], seed: int, quick: bool) -> None:
+    """Make sure that a run found in the output folder is the one asked for.
+
+    Raises:
+        ValueError: If it has another seed or length.
+    """
+    if found != (seed, quick):
+        raise ValueError(
+            f"`output_dir` {output_dir} holds a demo with seed {found[0]}, {'with' if found[1] else 'without'} "
+            "`--quick`: choose another folder, or delete this one."
+        )
+
+
 def pre_train(output_dir: Path, seed: int, quick: bool) -> None:
-    """Run examples/run_mae.py with the recipe of the bundled sample."""
-    command = [sys.executable, str(EXAMPLES / "run_mae.py"), str(EXAMPLES / "recipes" / "fashion_mnist_sample.yaml")]
+    """Run examples/run_mae.py with the recipe of the bundled sample, or what is left of such a run."""
+    folder = output_dir if read_state(output_dir) else last_complete_checkpoint(output_dir)
+    if folder is not None:
+        state = read_state(folder)
+        found = read_settings(state).get("seed"), state["max_steps"] == QUICK["max_steps"]
+        check_same_run(output_dir, found, seed, quick)
+        if (output_dir / "eval_results.json").is_file():
+            print(f"The model in {output_dir} is trained.", flush=True)
+            return
+        print(
+            f"Going on with the run in {output_dir}, step {state['global_step']} of {state['max_steps']}.", flush=True
+        )
     flags = {"dataset_name": DATA, "output_dir": output_dir, "seed": seed, **(QUICK if quick else {})}
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
-    if code := subprocess.run(command).returncode:
-        sys.exit(code)
+    flags |= {"resume_from_checkpoint": "auto"}
+    pairs = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    run_script(EXAMPLES / "run_mae.py", EXAMPLES / "recipes" / "fashion_mnist_sample.yaml", *pairs)
 
 
 def load_images(quick: bool) -> dict[str, datasets.Dataset]:
@@ -121,31 +145,24 @@ def report(output_dir: Path, metrics: dict[str, Any], num_images: int) -> None:
     print(f'  model = AutoModel.from_pretrained("{output_dir}")')
 
 
-def main() -> None:
-    """Train, measure, draw, and say where everything is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="a new or empty folder")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--quick", action="store_true", help="a few steps and images only")
-    args = parser.parse_args()
-    pre_train(args.output_dir, args.seed, args.quick)
-
-    model = AutoModelForPreTraining.from_pretrained(args.output_dir)
-    processor = AutoImageProcessor.from_pretrained(args.output_dir)
-    set_seed(args.seed)
+def measure(output_dir: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Measure the model in the output folder, and draw what it does."""
+    model = AutoModelForPreTraining.from_pretrained(output_dir)
+    processor = AutoImageProcessor.from_pretrained(output_dir)
+    set_seed(seed)
     random_model = CrateMaeForPreTraining(model.config).eval()
-    splits = load_images(args.quick)
+    splits = load_images(quick)
     transform = build_eval_transform(processor)
-    masked = {name: MaskingDataset(split, transform, model.config, args.seed) for name, split in splits.items()}
+    masked = {name: MaskingDataset(split, transform, model.config, seed) for name, split in splits.items()}
     errors = reconstruction_errors(model, masked["train"], masked["test"])
-    accuracies = probe_accuracies(model, random_model, processor, splits, args.seed)
-    draw(model, processor, masked["test"], args.output_dir)
+    accuracies = probe_accuracies(model, random_model, processor, splits, seed)
+    draw(model, processor, masked["test"], output_dir)
 
-    training = json.loads((args.output_dir / "all_results.json").read_text())
+    training = json.loads((output_dir / "all_results.json").read_text())
     better = min(errors["mean_patch"], errors["inpainting"])
-    metrics = {
-        "seed": args.seed,
-        "quick": args.quick,
+    return {
+        "seed": seed,
+        "quick": quick,
         "parameters": model.num_parameters(only_trainable=True),
         "training_seconds": training["train_runtime"],
         "epochs": training["epoch"],
@@ -154,8 +171,27 @@ def main() -> None:
         "linear_probe_accuracy": accuracies,
         "versions": library_versions(),
     }
-    (args.output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    report(args.output_dir, metrics, len(masked["test"]))
+
+
+def main() -> None:
+    """Train, measure, draw, and say where everything is; or what of that is left to do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="a new or empty folder")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--quick", action="store_true", help="a few steps and images only")
+    args = parser.parse_args()
+    path = args.output_dir / "metrics.json"
+    is_finished = path.is_file()
+    if is_finished:
+        metrics = json.loads(path.read_text())
+        check_same_run(args.output_dir, (metrics["seed"], metrics["quick"]), args.seed, args.quick)
+    else:
+        pre_train(args.output_dir, args.seed, args.quick)
+        metrics = measure(args.output_dir, args.seed, args.quick)
+        path.write_text(json.dumps(metrics, indent=2) + "\n")
+    report(args.output_dir, metrics, len(load_images(args.quick)["test"]))
+    if is_finished:
+        print("\nAll of this was there already: for a new run choose another `--output_dir`, or delete this folder.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     python examples/results.py --output_dir outputs/results --seeds 42 1 2
 
 Runs the other example scripts for each seed. A step whose result is there is not repeated: an interrupted run goes on
-with the next step, and seeds may run side by side. Leaves `results.md` and `results.json` in the output folder. About
+where it was, and seeds may run side by side. Leaves `results.md` and `results.json` in the output folder. About
 half an hour per seed on one CPU core.
 """
 
@@ -15,8 +15,6 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from crate_mae_hf import CrateConfig
 from crate_mae_hf.cli import clear_errors, parse_overrides
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.tables import Row, markdown_table, text_table
+from crate_mae_hf.training.steps import run_script
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
@@ -61,11 +60,11 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
     width = parse_overrides(shape, CrateConfig)["hidden_size"]
     vit = ["--model_type", "vit", "--config_overrides", f"{shape},intermediate_size={4 * width}"]
     demo, vit_mae, seeded = folder / "demo", folder / "vit_mae", ["--seed", seed]
-    classify = ["--dataset_name", DATA, "--overwrite_output_dir", "true", *seeded]
+    classify = ["--dataset_name", DATA, "--resume_from_checkpoint", "auto", *seeded]
     probe = ["--random_init", "--raw_pixels", "--features", "cls_mean"]
     steps: dict[str, tuple[str, list[Any]]] = {
         "demo": ("metrics.json", ["demo.py", *seeded]),
-        "vit_mae": ("all_results.json", ["vit_mae_baseline.py", demo, *seeded]),
+        "vit_mae": ("trainer_state.json", ["vit_mae_baseline.py", demo, *seeded]),
         "probes": (
             "results.json",
             ["run_linear_probe.py", "--model_name_or_path", demo, vit_mae, *probe, *seeded],
@@ -78,7 +77,7 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
         "vit": [SUPERVISED, *vit],
     }
     for name, flags in classifiers.items():
-        steps[name] = ("all_results.json", ["run_image_classification.py", *flags, *classify])
+        steps[name] = ("eval_results.json", ["run_image_classification.py", *flags, *classify])
     return {
         folder / name / result: [*command, "--output_dir", folder / name] for name, (result, command) in steps.items()
     }
@@ -104,7 +103,7 @@ def read_seed(folder: Path) -> dict[str, Measurement]:
         label = f"{MODELS[name]}, {'pre-trained' if trained else 'random weights'}, linear probe"
         rows[label] = Measurement(row["linear"], row["parameters"], seconds[name] if trained else None)
     for name, label in CLASSIFIERS.items():
-        accuracy = json.loads((folder / name / "all_results.json").read_text())["eval_accuracy"]
+        accuracy = json.loads((folder / name / "eval_results.json").read_text())["eval_accuracy"]
         model = AutoModelForImageClassification.from_pretrained(folder / name)
         rows[label] = Measurement(accuracy, model.num_parameters(), training_seconds(folder / name))
     return rows
@@ -142,8 +141,7 @@ def main() -> None:
             run[seed].append(shlex.join(command))
             if not result.exists():
                 print(f"\n{run[seed][-1]}", flush=True)
-                if code := subprocess.run([sys.executable, str(EXAMPLES / script), *command[2:]]).returncode:
-                    sys.exit(code)
+                run_script(EXAMPLES / script, *flags)
 
     measured = {seed: read_seed(args.output_dir / f"seed_{seed}") for seed in args.seeds}
     table = summarise(measured)

@@ -15,11 +15,10 @@ with one subfolder per class. Any model for `AutoModelForImageClassification` go
 encoder is loaded, and fine-tuned without masks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 from torch.utils.data import default_collate
 from transformers import (
     CONFIG_MAPPING,
@@ -38,12 +37,13 @@ from crate_mae_hf.data.augmentation import (
     build_eval_transform,
     build_train_transform,
 )
-from crate_mae_hf.data.labels import LabelledDataArguments, LabelledDataset, load_labelled_datasets
+from crate_mae_hf.data.labels import LabelledDataArguments, LabelledDataset, LabelledImages, load_labelled_datasets
 from crate_mae_hf.evaluation.metrics import build_compute_metrics, rank_classes
 from crate_mae_hf.loading import load_model
-from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments, find_checkpoint
+from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments
 from crate_mae_hf.training.classification_trainer import ClassificationTrainer, freeze_encoder
 from crate_mae_hf.training.models import build_image_processor, config_changes, load_config
+from crate_mae_hf.training.output_folder import open_run
 from crate_mae_hf.training.run import run_trainer
 
 
@@ -121,7 +121,7 @@ def build_model(args: ClassifierArguments, config: PreTrainedConfig) -> PreTrain
 
 
 def build_datasets(
-    images: Sequence[datasets.Dataset],
+    images: LabelledImages,
     augmentation_args: ClassificationAugmentationArguments,
     processor: Any,
     config: Any,
@@ -144,8 +144,8 @@ def build_datasets(
         collator = MixingCollator(config.num_labels, augmentation_args.mixup_alpha, augmentation_args.cutmix_alpha)
     min_size = smallest_image(config)
     return (
-        LabelledDataset(images[0], train_transform, min_size, seed, mixes),
-        LabelledDataset(images[1], eval_transform, min_size, seed),
+        LabelledDataset(images.train, train_transform, min_size, seed, mixes),
+        LabelledDataset(images.test, eval_transform, min_size, seed),
         collator,
     )
 
@@ -155,21 +155,22 @@ def smallest_image(config: PreTrainedConfig) -> tuple[int, int]:
     return to_pair(getattr(config, "patch_size", 1))
 
 
-def main() -> None:
+def train(
+    model_args: ClassifierArguments,
+    data_args: LabelledDataArguments,
+    augmentation_args: ClassificationAugmentationArguments,
+    training_args: FineTuningArguments,
+    checkpoint: str | None,
+) -> None:
     """Fine-tune, evaluate, and save the model with its image processor to `output_dir`."""
-    model_args, data_args, augmentation_args, training_args = parse_arguments(
-        (ClassifierArguments, LabelledDataArguments, ClassificationAugmentationArguments, FineTuningArguments)
-    )
-    logging.set_verbosity(training_args.get_process_log_level())
-    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
 
     # The images, of which the first process prepares what the others read; then the model for their classes.
     config = build_config(model_args)
     with training_args.main_process_first(desc="loading the images"):
-        *images, label_names = load_labelled_datasets(data_args, smallest_image(config), training_args.seed)
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {name: index for index, name in enumerate(label_names)}
+        images = load_labelled_datasets(data_args, smallest_image(config), training_args.seed)
+    config.id2label = dict(enumerate(images.class_names))
+    config.label2id = {name: index for index, name in enumerate(images.class_names)}
     model = build_model(model_args, config)
     if training_args.freeze_encoder:
         freeze_encoder(model)
@@ -188,11 +189,21 @@ def main() -> None:
         train_dataset=train_dataset if training_args.do_train else None,
         eval_dataset=eval_dataset if training_args.do_eval else None,
         processing_class=processor,
-        compute_metrics=build_compute_metrics(len(label_names)),
+        compute_metrics=build_compute_metrics(len(images.class_names)),
         preprocess_logits_for_metrics=rank_classes,
         layer_decay=training_args.layer_decay,
     )
     run_trainer(trainer, checkpoint, data_args, ("layer_decay", "label_smoothing_factor", "freeze_encoder"))
+
+
+def main() -> None:
+    """Read the command line and train."""
+    model_args, data_args, augmentation_args, training_args = parse_arguments(
+        (ClassifierArguments, LabelledDataArguments, ClassificationAugmentationArguments, FineTuningArguments)
+    )
+    logging.set_verbosity(training_args.get_process_log_level())
+    with open_run(training_args) as checkpoint:
+        train(model_args, data_args, augmentation_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ Transformers; without other images the bundled Fashion-MNIST sample is used.
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers.utils import logging
 
 import crate_mae_hf  # noqa: F401 (registers the Auto classes)
 from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
-from crate_mae_hf.data.labels import LabelledDataArguments, load_labelled_datasets
+from crate_mae_hf.data.labels import LabelledDataArguments, LabelledImages, load_labelled_datasets
 from crate_mae_hf.evaluation.cache import FeatureCache
 from crate_mae_hf.evaluation.comparison import ProbeImages, ProbeSettings, compare, load_encoders
 from crate_mae_hf.evaluation.probes import C_GRID, HELD_OUT
@@ -37,10 +37,7 @@ FEATURE_CACHE = Path.home() / ".cache" / "crate_mae_hf" / "features"
 class DataArguments(LabelledDataArguments):
     """Which images to probe with; the bundled ones when no others are named."""
 
-    validation_split_name: str = field(
-        default="test",
-        metadata={"help": "The split to test on; where it is missing, a part of the training images is held out."},
-    )
+    default_validation_split: ClassVar[str] = "test"
 
 
 @dataclass
@@ -62,13 +59,16 @@ class ProbeArguments(ProbeSettings):
     no_feature_cache: bool = field(default=False, metadata={"help": "Neither read nor keep features on disk."})
 
 
-def describe_images(args: DataArguments, images: ProbeImages, class_names: list[str]) -> dict[str, Any]:
+def describe_images(args: DataArguments, images: LabelledImages, digests: dict[str, str]) -> dict[str, Any]:
     """Return which images the results come from."""
     return {
         **asdict(args),
-        **{f"{name} images": len(split) for name, split in images.splits.items()},
-        **{f"{name} sha256": digest for name, digest in images.digests.items()},
-        "classes": class_names,
+        "train images": len(images.train),
+        "train images from": images.sources["train"],
+        "test images": len(images.test),
+        "test images from": images.sources["validation"],
+        **{f"{name} sha256": digest for name, digest in digests.items()},
+        "classes": images.class_names,
     }
 
 
@@ -86,21 +86,21 @@ def main() -> None:
     """Check everything, compare, write."""
     args, data_args = parse_arguments([ProbeArguments, DataArguments])
     check_output_dir(Path(args.output_dir), args.overwrite_output_dir)
-    if data_args.dataset_name is None and data_args.train_dir is None:
+    if data_args.dataset_name is None and data_args.train_dir is None and data_args.validation_dir is None:
         data_args.dataset_name = str(DATA)
     cache = None if args.no_feature_cache else FeatureCache(args.feature_cache_dir)
     random_seed = args.seed if args.random_init else None
     encoders = load_encoders(args.model_name_or_path, getattr(torch, args.dtype), random_seed)
-    train, test, class_names = load_labelled_datasets(data_args, (1, 1), args.seed)
-    images = ProbeImages(train, test)
-    results = compare(encoders, images, args, cache)
+    images = load_labelled_datasets(data_args, (1, 1), args.seed)
+    probed = ProbeImages(images.train, images.test)
+    results = compare(encoders, probed, args, cache)
     settings = {
         "probes": {**asdict(args), "C_grid": C_GRID, "share held out to choose C": HELD_OUT},
-        "images": describe_images(data_args, images, class_names),
+        "images": describe_images(data_args, images, probed.digests),
         "versions": library_versions(),
     }
     write_results(Path(args.output_dir), results, settings)
-    print(f"\nTest accuracy on {len(test)} images, {len(train)} to learn from\n\n{text_table(results)}")
+    print(f"\nTest accuracy on {len(images.test)} images, {len(images.train)} to learn from\n\n{text_table(results)}")
     print(f"\nWritten to {args.output_dir}: results.md, results.json")
 
 

@@ -22,8 +22,9 @@ from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_tra
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
 from crate_mae_hf.loading import load_model
-from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments, find_checkpoint
+from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments
 from crate_mae_hf.training.models import build_image_processor, config_changes, load_config
+from crate_mae_hf.training.output_folder import open_run
 from crate_mae_hf.training.run import run_trainer
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
 
@@ -62,17 +63,15 @@ def build_model(args: MaeModelArguments) -> CrateMaeForPreTraining:
     return load_model(CrateMaeForPreTraining, args.model_name_or_path, config=config, **args.hub_access())
 
 
-def main() -> None:
+def train(
+    model_args: MaeModelArguments,
+    data_args: DataArguments,
+    augmentation_args: AugmentationArguments,
+    training_args: MaeTrainingArguments,
+    checkpoint: str | None,
+) -> None:
     """Pre-train, evaluate, and save the model with its image processor to `output_dir`."""
-    model_args, data_args, augmentation_args, training_args = parse_arguments(
-        (MaeModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
-    )
-    logging.set_verbosity(training_args.get_process_log_level())
-    if data_args.streaming and training_args.max_steps <= 0:
-        raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
-    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
-
     model = build_model(model_args)
     processor = build_image_processor(model_args, model.config, augmentation_args)
 
@@ -95,6 +94,18 @@ def main() -> None:
         processing_class=processor,
     )
     run_trainer(trainer, checkpoint, data_args)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    model_args, data_args, augmentation_args, training_args = parse_arguments(
+        (MaeModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
+    )
+    logging.set_verbosity(training_args.get_process_log_level())
+    if data_args.streaming and training_args.max_steps <= 0:
+        raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
+    with open_run(training_args) as checkpoint:
+        train(model_args, data_args, augmentation_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":

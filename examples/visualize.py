@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ from crate_mae_hf.analysis.layers import DESCRIPTIONS
 from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table
 from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.configuration_crate import to_pair
-from crate_mae_hf.data.images import decode, select_image_column
+from crate_mae_hf.data.images import ImageArguments, load_dataset, read_image, select_image_column
 from crate_mae_hf.evaluation.features import preprocess
 from crate_mae_hf.loading import load, load_model
 from crate_mae_hf.registry import MODELS
@@ -161,16 +160,13 @@ def load_images(args: Arguments, model: PreTrainedModel, processor: Any) -> torc
     Raises:
         ValueError: If there are none, or they cannot be read.
     """
-    try:
-        splits = datasets.load_dataset(args.images, streaming=True)
-    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(f"`images`: cannot load {args.images!r}: {error}") from error
+    splits = load_dataset(ImageArguments(dataset_name=args.images), "images", streaming=True)
     split = args.split_name or ("test" if "test" in splits else next(iter(splits)))
     if split not in splits:
         raise ValueError(f"`split_name`: there is no split {split!r}, but {', '.join(map(str, splits))}.")
     records = select_image_column(splits[split], args.image_column_name).take(args.num_images)
     min_size = to_pair(model.config.patch_size)
-    images = [decode(record["image"], min_size, f"number {i}") for i, record in enumerate(records)]
+    images = [read_image(record["image"], min_size, f"number {i}") for i, record in enumerate(records)]
     return preprocess(processor, model.config.num_channels, images)
 
 

@@ -7,6 +7,7 @@
     python examples/vit_mae_baseline.py outputs/demo --output_dir outputs/vit_mae [--seed 42]
 
 The ViTMAE has the MLPs that CRATE-MAE does without, four times as wide as a token, and encodes visible patches only.
+After an interruption the same command goes on from the last checkpoint.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from crate_mae_hf.cli import clear_errors
 from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
-from crate_mae_hf.training.arguments import ScriptTrainingArguments, find_checkpoint
+from crate_mae_hf.training.arguments import ScriptTrainingArguments
+from crate_mae_hf.training.output_folder import open_run
 from crate_mae_hf.training.run import run_trainer
 from crate_mae_hf.training.trainer import SeededTrainer
 
@@ -57,8 +59,31 @@ def vit_mae_config(config: CrateMaeConfig) -> ViTMAEConfig:
     )
 
 
+def train(
+    crate_mae: Path,
+    data_args: DataArguments,
+    augmentation_args: AugmentationArguments,
+    training_args: ScriptTrainingArguments,
+    checkpoint: str | None,
+) -> None:
+    """Train a ViTMAE of the shape of a CRATE-MAE, and save it with its image processor."""
+    config = AutoConfig.from_pretrained(crate_mae)
+    processor = AutoImageProcessor.from_pretrained(crate_mae)
+    set_seed(training_args.seed)
+    model = ViTMAEForPreTraining(vit_mae_config(config))
+    fill_vit_mae(model)
+    train_transform = build_train_transform(
+        processor, augmentation_args.min_crop_scale, augmentation_args.horizontal_flip
+    )
+    train_dataset, _ = load_datasets(
+        data_args, config, train_transform, build_eval_transform(processor), training_args.seed
+    )
+    trainer = SeededTrainer(model=model, args=training_args, train_dataset=train_dataset, processing_class=processor)
+    run_trainer(trainer, checkpoint, data_args)
+
+
 def main() -> None:
-    """Train by the recipe of the bundled sample, and save the model with its image processor."""
+    """Train by the recipe of the bundled sample."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("crate_mae", type=Path, help="folder of the CRATE-MAE to compare with")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/vit_mae"), help="a new or empty folder")
@@ -66,27 +91,19 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.crate_mae / "config.json").is_file():
         raise ValueError(f"`crate_mae`: there is no model in {args.crate_mae}; `make demo` leaves one in outputs/demo.")
+    if (args.output_dir / "trainer_state.json").is_file():
+        raise ValueError(f"`output_dir` {args.output_dir} holds a finished run: choose another folder, or delete it.")
 
     settings = yaml.safe_load(RECIPE.read_text())
     settings |= {"dataset_name": str(DATA), "output_dir": str(args.output_dir), "seed": args.seed}
     settings |= {"do_eval": False, "eval_strategy": "no"}  # Trainer cannot tell that ViTMAE's loss needs no labels
+    settings |= {"resume_from_checkpoint": "auto"}
     arguments: Any = (DataArguments, AugmentationArguments, ScriptTrainingArguments)
     data_args, augmentation_args, training_args = HfArgumentParser(arguments).parse_dict(
         settings, allow_extra_keys=True
     )
-    checkpoint = find_checkpoint(training_args, overwrite=False)
-
-    config = AutoConfig.from_pretrained(args.crate_mae)
-    processor = AutoImageProcessor.from_pretrained(args.crate_mae)
-    set_seed(args.seed)
-    model = ViTMAEForPreTraining(vit_mae_config(config))
-    fill_vit_mae(model)
-    train_transform = build_train_transform(
-        processor, augmentation_args.min_crop_scale, augmentation_args.horizontal_flip
-    )
-    train_dataset, _ = load_datasets(data_args, config, train_transform, build_eval_transform(processor), args.seed)
-    trainer = SeededTrainer(model=model, args=training_args, train_dataset=train_dataset, processing_class=processor)
-    run_trainer(trainer, checkpoint, data_args)
+    with open_run(training_args) as checkpoint:
+        train(args.crate_mae, data_args, augmentation_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":

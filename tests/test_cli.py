@@ -1,4 +1,7 @@
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -13,6 +16,19 @@ class Arguments:
     ratio: float = 0.75
     flip: bool = True
     values: list[float] = field(default_factory=list)
+    steps: int = 1
+    kind: Literal["no", "some"] = "some"
+    name: str | None = None
+    options: dict | str | None = None
+
+
+@dataclass
+class Sources:
+    alternatives: ClassVar[dict[tuple[str, ...], tuple[str, ...]]] = {("shop",): ("shelf",), ("garden", "field"): ()}
+    shop: str | None = None
+    shelf: str = "top"
+    garden: str | None = None
+    field: str | None = None
 
 
 def parse(*argv) -> Arguments:
@@ -49,6 +65,67 @@ def test_bad_recipes_get_a_clear_error(tmp_path):
     recipe.write_text("sise: tiny")
     with pytest.raises(ValueError, match=r"recipe.yaml sets sise, which this script does not know"):
         parse(str(recipe))
+    recipe.write_bytes(b"size: \xff")
+    with pytest.raises(ValueError, match=r"recipe.yaml: .*can't decode byte"):
+        parse(str(recipe))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("recipe.yaml", "size: tiny\nvalues: [1\nratio: 1", ", line 3: expected ',' or ']'"),
+        ("recipe.yaml", "size: tiny\n\tratio: 1", ", line 2: found character '\\t'"),
+        ("recipe.yaml", "size: tiny\nratio: 1\nsize: base", ", line 3: size is set twice."),
+        ("recipe.yaml", "size: tiny\noptions: {a: 1, a: 2}", ", line 2: a is set twice."),
+        ("recipe.json", '{\n"size": "tiny",\n}', ", line 3: "),
+        ("recipe.json", '{"size": "tiny", "size": "base"}', ": size is set twice."),
+        ("recipe.yaml", "ratio: fast", " sets `ratio` to 'fast': it must be float."),
+        ("recipe.yaml", "ratio: [1]", " sets `ratio` to [1]: it must be float."),
+        ("recipe.yaml", "ratio: true", " sets `ratio` to True: it must be float."),
+        ("recipe.yaml", "ratio: null", " sets `ratio` to None: it must be float."),
+        ("recipe.yaml", "flip: maybe", " sets `flip` to 'maybe': it must be bool."),
+        ("recipe.yaml", "flip: 2", " sets `flip` to 2: it must be bool."),
+        ("recipe.yaml", "steps: 1.5", " sets `steps` to 1.5: it must be int."),
+        ("recipe.yaml", "values: 1", " sets `values` to 1: it must be list[float]."),
+        ("recipe.yaml", "values: [a]", " sets `values` to ['a']: it must be"),
+        ("recipe.yaml", "kind: all", " sets `kind` to 'all': it must be one of no, some."),
+        ("recipe.yaml", "name: [a]", " sets `name` to ['a']: it must be str | None."),
+        ("recipe.yaml", "options: [a]", " sets `options` to ['a']: it must be dict | str | None."),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path, capsys, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"^The recipe {re.escape(str(tmp_path / name) + message)}"):
+        parse(str(tmp_path / name))
+    assert capsys.readouterr().err == ""
+
+
+def test_values_in_a_recipe_get_the_type_of_the_argument(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("ratio: 1e-3\nvalues: [1e-3, 2]\nsteps: 3.0\nkind: no\nname: 5\noptions: {a: 1}\nflip: 'no'")
+    arguments = parse(str(recipe))
+    assert arguments == Arguments("base", 0.001, False, [0.001, 2.0], 3, "no", "5", {"a": 1})
+    assert type(arguments.steps) is int
+    recipe.write_text("name: true\noptions: text")
+    assert (parse(str(recipe)).name, parse(str(recipe)).options) == ("true", "text")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "expected"),
+    [
+        ("shop: s\nshelf: low", ["--garden", "g"], Sources(garden="g")),
+        ("shop: s\nshelf: low", ["--gard=g"], Sources(garden="g")),
+        ("shop: s\nshelf: low", ["--field", "f", "--shelf", "mid"], Sources(field="f", shelf="mid")),
+        ("shop: s\nshelf: low", ["--shop", "t"], Sources(shop="t", shelf="low")),
+        ("garden: g\nfield: f\nshelf: low", ["--shop", "s"], Sources(shop="s", shelf="low")),
+        ("shelf: low", ["--garden", "g"], Sources(garden="g", shelf="low")),  # it describes no shop
+        ("garden: g", ["--field", "f"], Sources(garden="g", field="f")),
+        ("shop: s\ngarden: g", [], Sources(shop="s", garden="g")),  # for the script to refuse
+    ],
+)
+def test_a_flag_drops_what_a_recipe_says_in_another_way(tmp_path, text, flags, expected):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert parse_arguments((Sources,), [str(tmp_path / "recipe.yaml"), *flags]) == (expected,)
 
 
 def test_a_full_output_folder_is_kept(tmp_path):
@@ -60,6 +137,16 @@ def test_a_full_output_folder_is_kept(tmp_path):
     check_output_dir(tmp_path, overwrite=True)
     assert (tmp_path / "results.md").read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=rf"`output_dir` {path} cannot be written to: .*file is no folder"):
+            check_output_dir(path, overwrite=True)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    with pytest.raises(ValueError, match=rf"`output_dir` .* cannot be written to: {tmp_path} is read-only"):
+        check_output_dir(tmp_path / "new" / "run", overwrite=False)
 
 
 def test_scripts_end_with_one_line():

@@ -2,9 +2,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from transformers import CLIPImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf.data.augmentation import build_train_transform
+from crate_mae_hf.evaluation.features import preprocess
 
 SMALL = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
 PLAIN = {**SMALL, "do_normalize": False}
@@ -74,15 +78,103 @@ def test_sixteen_bits_keep_their_brightness(processor_class, picture, mode):
         assert torch.equal(processor(sixteen_bits, return_tensors="pt").pixel_values, expected)
 
 
+def scaled_kinds(picture: np.ndarray) -> dict[str, object]:
+    """The same picture in every kind of numbers that has an evident range."""
+    grey = picture[..., 0]
+    return {
+        "mode F, 0 to 1": PIL.Image.fromarray(grey.astype(np.float32) / 255),
+        "mode F, 0 to 255": PIL.Image.fromarray(grey.astype(np.float32)),
+        "mode I, 0 to 255": PIL.Image.fromarray(grey.astype(np.int32)),
+        **{f"{kind} to 1": (picture / 255).astype(kind) for kind in (np.float32, np.float64)},
+        "float16 to 1": torch.from_numpy(picture / 255).half(),
+        "float32 to 255": picture.astype(np.float32),
+        **{f"{kind} to 255": picture.astype(kind) for kind in (np.int16, np.int32, np.int64)},
+        **{f"{kind} to 65535": picture.astype(kind) * 257 for kind in (np.int32, np.int64)},
+    }
+
+
+def test_numbers_of_any_kind_are_the_picture_in_8_bits(processor_class, picture):
+    picture[0, :2] = [[0], [255]]
+    processor = processor_class(**PLAIN)
+    for kind, image in scaled_kinds(picture).items():
+        same = picture[..., 0] if kind.startswith("mode") else picture
+        expected = processor(same, return_tensors="pt").pixel_values
+        values = processor(image, return_tensors="pt").pixel_values
+        torch.testing.assert_close(values.float(), expected, atol=1.6 / 255, rtol=0, msg=kind)
+
+
+def test_floats_of_other_depths_become_grey(processor_class, picture):
+    processor = processor_class(**PLAIN, num_channels=1)
+    expected = processor(picture, return_tensors="pt").pixel_values
+    for image in (picture / 255, torch.from_numpy(picture).half() / 255):
+        values = processor(image, return_tensors="pt").pixel_values
+        torch.testing.assert_close(values.float(), expected, atol=2 / 255, rtol=0)
+
+
+def test_booleans_are_black_and_white(processor_class, picture):
+    mask = picture[..., 0] > 127
+    processor = processor_class(**PLAIN)
+    expected = processor(PIL.Image.fromarray(mask), return_tensors="pt").pixel_values
+    assert torch.equal(processor(mask, return_tensors="pt").pixel_values, expected)
+    assert expected.max() == 1
+
+
+def test_floats_are_taken_as_they_are_where_nothing_is_rescaled(processor_class, picture):
+    floats = picture.astype(np.float32) / 50 - 2
+    whole = {"do_resize": False, "do_center_crop": False, "do_normalize": False, "do_rescale": False}
+    values = processor_class(**whole)(floats, return_tensors="np").pixel_values[0]
+    np.testing.assert_array_equal(values, floats.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("settings", [{}, {"do_rescale": False}, {"do_convert_rgb": False}])
+def test_pixels_must_be_finite(processor_class, picture, value, settings):
+    floats = picture.astype(np.float32) / 255
+    floats[5, 5, 1] = value
+    with pytest.raises(ValueError, match="Pixels must be finite, some are NaN or infinite"):
+        processor_class(**{**PLAIN, **settings})(floats)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.float32) * 40, r"these lie in \[0, 10200\]"),
+        (lambda x: x / 100 - 1, r"these lie in \[-1, 1\.55\]"),
+        (lambda x: x.astype(np.int32) * 1000, r"these lie in \[0, 255000\]"),
+        (lambda x: x.astype(np.int64) - 1, r"these lie in \[-1, 254\]"),
+        (lambda x: PIL.Image.fromarray(x[..., 0].astype(np.int32) * 1000), r"these lie in \[0, 255000\]"),
+    ],
+)
+def test_values_without_an_evident_range_are_an_error(processor_class, picture, change, message):
+    picture[0, :2] = [[0], [255]]
+    with pytest.raises(ValueError, match=message):
+        processor_class(**PLAIN)(change(picture))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_dark_picture_of_16_bits_stays_dark(processor_class, picture, tmp_path, kind):
+    path = tmp_path / f"dark.{kind.lower()}"
+    PIL.Image.fromarray(picture[..., 0].astype(np.uint16)).save(path, kind)
+    wide = PIL.Image.open(path)
+    image = PIL.Image.fromarray(np.asarray(wide).astype(np.int32))  # as some versions of Pillow read it
+    image.format = wide.format
+    if kind == "TIFF":
+        image.tag_v2 = wide.tag_v2
+    for dark in (wide, image):
+        assert processor_class(**PLAIN)(dark, return_tensors="pt").pixel_values.max() < 1 / 200
+
+
 def test_transparency_goes_over_white(processor_class):
     transparent = PIL.Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     palette = transparent.convert("P")
     palette.info["transparency"] = palette.getpixel((0, 0))
     processor = processor_class(**PLAIN)
     for image in (transparent, palette, np.asarray(transparent), np.zeros((4, 40, 40), dtype=np.float32)):
-        scale = {"rescale_factor": 1.0} if getattr(image, "dtype", None) == np.float32 else {}
-        values = processor(image, return_tensors="pt", **scale).pixel_values
+        values = processor(image, return_tensors="pt").pixel_values
         torch.testing.assert_close(values, torch.ones_like(values))
+    floats = np.zeros((4, 40, 40), dtype=np.float32)
+    values = processor(floats, return_tensors="pt", rescale_factor=1.0).pixel_values
+    torch.testing.assert_close(values, torch.ones_like(values))
 
 
 def test_arrays_and_tensors_in_any_layout(processor_class, picture):
@@ -174,3 +266,46 @@ def test_bad_input_gets_a_clear_error(processor_class, picture):
         processor_class(**SMALL, num_channels=13, image_mean=0.5, image_std=0.5)(picture)
     with pytest.raises(ValueError, match=r"`image_mean` must be one number or have 1 values, one per channel"):
         processor_class(**SMALL, num_channels=1)(picture)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pads"),
+    [
+        ({"size": {"shortest_edge": 16}, "crop_size": {"height": 24, "width": 24}}, True),
+        ({"size": {"height": 32, "width": 16}, "crop_size": {"height": 24, "width": 24}}, True),
+        ({"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}, False),
+        ({"size": {"height": 24, "width": 40}, "crop_size": {"height": 24, "width": 40}}, False),
+        ({"size": {"shortest_edge": 16}, "crop_size": {"height": 24, "width": 24}, "do_center_crop": False}, False),
+    ],
+)
+def test_a_crop_that_is_filled_up_with_black_is_pointed_out_once(settings, pads, processor_class, caplog):
+    logging.warning_once.cache_clear()
+    processor = processor_class(**settings)
+    for _ in range(2):
+        processor(PIL.Image.new("RGB", (40, 40), "white"), return_tensors="pt")
+    assert caplog.text.count("what is missing becomes black") == pads
+
+
+def test_the_padding_of_other_processors_is_pointed_out(caplog):
+    logging.warning_once.cache_clear()
+    other = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 24, "width": 24})
+    preprocess(other, 3, [PIL.Image.new("RGB", (40, 40), "white")])
+    assert "CLIPImageProcessor resizes images to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "`image_mean` must be finite"),
+        ({"image_std": [0.5, float("inf"), 0.5]}, "`image_std` must be finite"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "`image_std` must be positive"),
+    ],
+)
+def test_statistics_that_cannot_normalise(processor_class, settings, message, config):
+    processor = processor_class(**settings)
+    with pytest.raises(ValueError, match=message):
+        processor(PIL.Image.new("RGB", (40, 40)), return_tensors="pt")
+    with pytest.raises(ValueError, match=message):
+        processor_class.from_config(config, **settings)
+    with pytest.raises(ValueError, match=message):
+        build_train_transform(processor)

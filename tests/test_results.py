@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,7 +34,8 @@ def write_seed(folder: Path, config: CrateMaeConfig, accuracy: float) -> None:
     for name in ("demo", "vit_mae", "fine_tuned", "from_scratch", "crate", "vit"):
         (folder / name).mkdir(parents=True)
         results = {"train_runtime": 100.0, "eval_accuracy": accuracy}
-        (folder / name / "all_results.json").write_text(json.dumps(results))
+        for file in ("all_results.json", "eval_results.json"):
+            (folder / name / file).write_text(json.dumps(results))
         history = [{"step": 1, "loss": 1.0}, {"step": 1, "eval_runtime": 2.5}, {"step": 2, "eval_runtime": 7.5}]
         (folder / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
         if name not in ("demo", "vit_mae"):
@@ -55,7 +55,7 @@ def test_table_of_results(config, tmp_path, monkeypatch, capsys):
     results = load_script("results")
     for seed, accuracy in ((1, 0.8), (2, 0.9)):
         write_seed(tmp_path / f"seed_{seed}", config, accuracy)
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("a finished step was repeated"))
+    monkeypatch.setattr(results, "run_script", lambda *args: pytest.fail("a finished step was repeated"))
     monkeypatch.setattr(sys, "argv", ["results.py", "--output_dir", str(tmp_path), "--seeds", "1", "2"])
     results.main()
     written = json.loads((tmp_path / "results.json").read_text())
@@ -77,20 +77,20 @@ def test_table_of_results(config, tmp_path, monkeypatch, capsys):
 def test_a_missing_step_is_run_and_its_failure_ends_the_script(config, tmp_path, monkeypatch):
     results = load_script("results")
     write_seed(tmp_path / "seed_1", config, 0.8)
-    (tmp_path / "seed_1" / "vit" / "all_results.json").unlink()
+    (tmp_path / "seed_1" / "vit" / "eval_results.json").unlink()
     commands = []
 
-    def run(command):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 3)
+    def run_script(*command):
+        commands.append(list(map(str, command)))
+        sys.exit(3)
 
-    monkeypatch.setattr(results.subprocess, "run", run)
+    monkeypatch.setattr(results, "run_script", run_script)
     monkeypatch.setattr(sys, "argv", ["results.py", "--output_dir", str(tmp_path), "--seeds", "1"])
     with pytest.raises(SystemExit) as stopped:
         results.main()
     assert stopped.value.code == 3
     assert len(commands) == 1
-    assert commands[0][1].endswith("run_image_classification.py")
+    assert commands[0][0].endswith("run_image_classification.py")
     assert commands[0][commands[0].index("--model_type") + 1] == "vit"
 
 
@@ -112,5 +112,5 @@ def test_vit_mae_baseline(config, tmp_path, monkeypatch):
     assert (model.config.mask_ratio, model.config.norm_pix_loss) == (config.mask_ratio, config.norm_pix_loss)
     assert all(parameter.any() for name, parameter in model.named_parameters() if "pos" in name or "token" in name)
     AutoModel.from_pretrained(output)
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="holds a finished run"):
         baseline.main()

@@ -55,7 +55,7 @@ def run(run_script, images, tmp_path):
     def run(*models, output="out", flags=()):
         command = ["--model_name_or_path", *models, "--output_dir", tmp_path / output]
         command += ["--train_dir", images / "train", "--validation_dir", images / "test"]
-        command += ["--validation_split_name", "validation", "--cache_dir", tmp_path / "datasets", "--k", "5"]
+        command += ["--cache_dir", tmp_path / "datasets", "--k", "5"]
         command += ["--feature_cache_dir", tmp_path / "features", "--device", "cpu", *flags]
         run_script(SCRIPT, *command)
         return json.loads((tmp_path / output / "results.json").read_text())
@@ -104,6 +104,15 @@ def test_accuracy_is_that_of_scikit_learn_on_the_same_features(run, checkpoint, 
     )
     assert row["linear"] == fitted.score(scaler.transform(features["test"]), labels["test"])
     assert (row["layer"], row["norm"]) == ("2", "no")
+
+
+@pytest.mark.parametrize("flags", [[], ["--validation_split_name", "validation"]])
+def test_the_validation_folder_is_what_is_tested_on(run, checkpoint, images, caplog, flags):
+    described = run(checkpoint, flags=["--features", "mean", *flags])["images"]
+    assert (described["train images"], described["test images"]) == (40, 16)
+    assert described["train images from"] == f"the folder {images / 'train'}"
+    assert described["test images from"] == f"the folder {images / 'test'}"
+    assert "Training on 40 images of the folder " in caplog.text
 
 
 def test_the_cache_is_used_until_something_changes(run, checkpoint, images, tmp_path):

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -92,20 +93,83 @@ def test_continue_from_a_checkpoint_with_changes(run, tmp_path):
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("name", ["imagenet_base", "cifar10", "fashion_mnist_sample"])
+def test_a_folder_wins_over_the_dataset_of_a_recipe(run_script, recipe, tmp_path, caplog, name):
+    """The command of the README, on a smaller model."""
+    flags = {**SETTINGS, "train_dir": tmp_path / "images", "output_dir": tmp_path / "out", "cache_dir": tmp_path / "c"}
+    flags |= {"model_size": "tiny", "bf16": False, "num_train_epochs": 1, "dataloader_num_workers": 0}
+    flags |= {"dataloader_persistent_workers": False, "save_strategy": "no"}
+    flags["config_overrides"] += ",decoder_num_hidden_layers=1"
+    if name != "imagenet_base":  # these say what the pixels are like
+        flags |= {"config_overrides": flags["config_overrides"] + ",num_channels=3"}
+    arguments = [part for key, value in flags.items() for part in (f"--{key}", str(value))]
+    arguments += ["--image_mean", "0.5", "0.5", "0.5", "--image_std", "0.5", "0.5", "0.5"]
+    run_script(SCRIPT, EXAMPLES / "recipes" / f"{name}.yaml", *arguments)
+    folder = tmp_path / "images"
+    assert f"Training on 17 images of the folder {folder}; evaluating on 3 images of the folder {folder}, held out" in (
+        caplog.text
+    )
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["train_samples_per_second"] * results["train_runtime"] == pytest.approx(17, rel=0.05)
+
+
 def test_streaming(run, tmp_path):
     run("out", "--streaming", "true", "--max_steps", "3", "--max_eval_samples", "4", "--shuffle_buffer_size", "8")
     assert len(losses(tmp_path / "out")) == 3
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_stream_resumes_to_the_same_weights(run, tmp_path, caplog, workers):
+    flags = ["--streaming", "true", "--max_steps", "9", "--max_eval_samples", "4", "--shuffle_buffer_size", "8"]
+    flags += ["--dataloader_num_workers", workers, "--save_strategy", "steps", "--save_steps", "2"]
+    flags += ["--gradient_accumulation_steps", "2"]  # 72 images, where a pass has 16
+    run("whole", *flags)
+    for step in (2, 6, 9):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        run(f"from_{step}", *flags, "--resume_from_checkpoint", checkpoint)
+        assert losses(tmp_path / f"from_{step}") == losses(tmp_path / "whole")
+        whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", f"from_{step}"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert "the images and draws are not those" not in caplog.text
+    run("other", *flags, "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-2", "--dataloader_num_workers", 1)
+    assert f"`dataloader_num_workers` is 1, and was {workers} when the checkpoint was made" in caplog.text
+
+
+def test_a_run_that_was_overwritten_is_not_resumed(run, tmp_path):
+    saves = ["--save_strategy", "steps", "--save_steps", "2"]
+    run("out", "--max_steps", "8", *saves)
+    mine = (tmp_path / "out" / "checkpoint-8" / "model.safetensors").read_bytes()
+    run("out", "--max_steps", "4", *saves, "--seed", "7", "--overwrite_output_dir")
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert (tmp_path / "out" / "_previous_runs" / "1" / "checkpoint-8" / "model.safetensors").read_bytes() == mine
+    run("out", "--max_steps", "5", *saves, "--seed", "7", "--resume_from_checkpoint", "true")
+    assert len(losses(tmp_path / "out")) == 5
+
+
+def test_a_run_goes_on_by_itself(run, tmp_path):
+    flags = ["--save_strategy", "steps", "--save_steps", "2", "--resume_from_checkpoint", "auto"]
+    run("out", "--max_steps", "4", *flags)
+    run("out", "--max_steps", "6", *flags)
+    assert len(losses(tmp_path / "out")) == 6
+
+
+def test_an_output_folder_that_cannot_be_used_is_noticed_at_the_start(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^error: `output_dir` .*file/out cannot be written to: Not a directory"):
+        run("file/out", "--train_dir", "nowhere")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--gradient_accumulation_steps", "0"], "`gradient_accumulation_steps` must be positive, got 0."),
         (["--config_overrides", "image_size=17,patch_size=4"], "`image_size` must be divisible by `patch_size`"),
         (["--config_overrides", "hidden_sise=8"], "`config_overrides` sets hidden_sise"),
         (["--mask_ratio", "1.5"], "`mask_ratio` must lie in [0, 1), got 1.5"),
         (["--image_column_name", "picture"], "`image_column_name`: there is no column 'picture'"),
         (["--train_dir", "nowhere"], "`train_dir`: there is no folder nowhere"),
-        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint`: there is no checkpoint"),
+        (["--train_dir", "a", "--dataset_name", "b"], "`dataset_name` and `train_dir` name images in two ways"),
+        (["--resume_from_checkpoint", "true"], "`resume_from_checkpoint`: there is no complete checkpoint"),
         (["--streaming", "true", "--max_eval_samples", "4"], "`max_steps`"),
     ],
 )
@@ -208,3 +272,43 @@ def test_quick_demo(tmp_path):
             assert picture.size[0] > 500
     assert f'AutoModel.from_pretrained("{tmp_path / "demo"}")' in result.stdout
     AutoModel.from_pretrained(tmp_path / "demo")
+
+
+@pytest.mark.slow
+def test_demo_goes_on_and_keeps_what_is_finished(tmp_path):
+    def demo(*flags):
+        command = [sys.executable, str(EXAMPLES / "demo.py"), "--output_dir", str(tmp_path / "demo"), *flags]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    with demo("--quick") as process:
+        while not (tmp_path / "demo" / "checkpoint-5" / "trainer_state.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)  # Python loses an interrupt that falls into the start of a data loader worker
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Interrupted. The same command goes on from" in errors
+    assert "Traceback" not in errors
+    (tmp_path / "demo" / "checkpoint-10").mkdir()  # one that was not finished
+    for flags in ([], ["--quick", "--seed", "1"]):
+        with demo(*flags) as process:
+            errors = process.communicate()[1]
+        assert re.search(r"error: `output_dir` .* holds a demo with seed 42, with `--quick`: choose another", errors)
+    with demo("--quick") as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    assert "Going on with the run in" in output
+    assert "checkpoint-10 is passed over" in errors
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+    with demo("--quick") as process:
+        again = process.communicate()[0]
+    assert "Linear probe, test accuracy" in again
+    assert "All of this was there already" in again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+    (tmp_path / "demo" / "metrics.json").unlink()
+    with demo("--quick") as process:
+        assert f"The model in {tmp_path / 'demo'} is trained." in process.communicate()[0]
+    assert (tmp_path / "demo" / "metrics.json").is_file()

@@ -19,7 +19,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, logging
 from typing_extensions import Self
 
 from .configuration_crate import CrateEncoderConfig, to_pair
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from .modeling_crate import CrateModel  # noqa: F401
     from .modeling_crate_mae import CrateMaeModel  # noqa: F401
 
+logger = logging.get_logger(__name__)
+
 # Weights of red, green and blue in the luma of ITU-R 601-2, as Pillow converts to grey.
 LUMA = (0.299, 0.587, 0.114)
-# Pillow's modes of 16 bit grey images; a 16 bit PNG may also come as "I".
-MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# Pillow's modes of grey pictures with more than 8 bits.
+WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 # Up to this size the whole image is taken; above it the papers resize to 256 / 224 of the size and crop the centre.
 SMALL_IMAGE = 64
 
@@ -48,9 +50,54 @@ class CrateMaeImageProcessorKwargs(ImagesKwargs, total=False):
     num_channels: int
 
 
-def to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Round 16 bit values to 8 bits."""
-    return np.round(np.clip(values, 0, 65535) / 257).astype(np.uint8)
+def to_eight_bit_range(image: torch.Tensor, is_16_bit: bool = False) -> torch.Tensor:
+    """Return the values of a picture in the range of 8 bits, 0 to 255.
+
+    Floats in [0, 1] and booleans are scaled to it, 16 bits divided by 257; other integers count as 8 or 16 bits by
+    their largest value. Floats up to 255 stay as they are.
+
+    Args:
+        image: Values of one picture.
+        is_16_bit: Whether they are known to be of 16 bits, as `torch.uint16` are.
+
+    Raises:
+        ValueError: If the values fit none of these ranges, or are not finite.
+    """
+    if image.dtype == torch.uint8:
+        return image
+    is_float, is_16_bit = image.is_floating_point(), is_16_bit or image.dtype == torch.uint16
+    values = image if is_float else image.to(torch.int64)  # PyTorch computes little with unsigned integers
+    if is_float and not values.isfinite().all():
+        raise ValueError("Pixels must be finite, some are NaN or infinite.")
+    low, high = values.min().item(), values.max().item()
+    if low >= 0 and high <= 65535 and (is_16_bit or (high > 255 and not is_float)):
+        return (values / 257).round().to(torch.uint8)
+    if low >= 0 and high <= 1 and (is_float or image.dtype == torch.bool):
+        values = values * 255
+    elif low < 0 or high > 255:
+        raise ValueError(
+            f"Pixels must be floats in [0, 1] or have 8 or 16 bits; these lie in [{low:g}, {high:g}], which has no "
+            "evident meaning."
+        )
+    return values if is_float else values.to(torch.uint8)
+
+
+def is_16_bit_file(image: PIL.Image.Image) -> bool:
+    """Whether a picture of mode "I" comes from a file of 16 bits; a dark one cannot be told by its values."""
+    return image.format in ("PNG", "PPM") or tuple(getattr(image, "tag_v2", {}).get(258, ())) == (16,)
+
+
+def narrow_picture(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a picture of 16 bits, 32 bits or floats in 8 bits, and others as they are.
+
+    Raises:
+        ValueError: See `to_eight_bit_range`.
+    """
+    if image.mode not in WIDE_MODES:
+        return image
+    values = torch.from_numpy(np.array(image, dtype=np.float32 if image.mode == "F" else np.int32))
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and is_16_bit_file(image))
+    return PIL.Image.fromarray(to_eight_bit_range(values, is_16_bit).round().to(torch.uint8).numpy())
 
 
 def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
@@ -59,11 +106,13 @@ def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
     Args:
         image: The image.
         num_channels: 1 for `(height, width)` in grey, 3 for `(height, width, 3)` in colour; otherwise the image's own.
+
+    Raises:
+        ValueError: See `to_eight_bit_range`.
     """
     if image.mode in ("La", "RGBa"):  # premultiplied by their alpha channel
         image = image.convert(image.mode.upper())
-    if image.mode in MODES_16_BIT:
-        image = PIL.Image.fromarray(to_eight_bits(np.asarray(image)))
+    image = narrow_picture(image)
     if num_channels not in (1, 3):
         return np.asarray(image)
     if image.has_transparency_data:
@@ -79,11 +128,12 @@ def adapt_channels(
     """Return an image of any layout as `(num_channels, height, width)`.
 
     Ordinary pictures (`num_channels` 1 or 3) may come grey, in colour, or in colour with an alpha channel, which goes
-    over white (255, or 1 for floats); 16 bit values are rounded to 8. Images of any other number of channels are
-    taken as they are. Integers of other than 8 bits come back as float32, which can be resized without overflow.
+    over white (255, or 1 for floats in [0, 1]); integers come back in 8 bits, see `to_eight_bit_range`. Images of any
+    other number of channels are taken as they are, integers as float32, which can be resized without overflow.
 
     Raises:
-        ValueError: If the image has a number of channels that cannot become `num_channels`.
+        ValueError: If the image has a number of channels that cannot become `num_channels`, or integers in no range
+            that a picture has.
     """
     if image.ndim == 2:
         image = image.unsqueeze(0)
@@ -98,33 +148,65 @@ def adapt_channels(
             f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
             f"{num_channels}`, got an image of shape {tuple(image.shape)}."
         )
-    is_picture, is_integer = num_channels in (1, 3), not image.is_floating_point()
-    if is_picture and image.dtype == torch.uint16:
-        image = torch.from_numpy(to_eight_bits(image.numpy()))
-    if is_integer and image.dtype != torch.uint8:
-        image = image.float()
-    if not is_picture:
-        return image
+    is_integer = not image.is_floating_point()
+    if num_channels not in (1, 3):
+        return image.float() if is_integer and image.dtype != torch.uint8 else image
+    if is_integer:
+        image = to_eight_bit_range(image)
     dtype = image.dtype
     if image.shape[0] == 4:
-        white = 255 if is_integer else 1
+        white = 255 if is_integer or image.max() > 1 else 1
         opacity = image[3:] / white
         image = image[:3] * opacity + white * (1 - opacity)
     if image.shape[0] == 3 and num_channels == 1:
         image = torch.tensordot(torch.tensor(LUMA, device=image.device), image.float(), dims=1).unsqueeze(0)
     if image.dtype != dtype:
-        image = image.round().to(dtype)
+        image = image.round().to(dtype) if is_integer else image.to(dtype)
     return image.expand(num_channels, -1, -1)
 
 
 def to_tensor(
     image: ImageInput, num_channels: int, input_data_format: str | ChannelDimension | None = None
 ) -> torch.Tensor:
-    """Return any image as a tensor `(num_channels, height, width)`, in 8 bits where the image has 8 or 16."""
+    """Return any image as a tensor `(num_channels, height, width)`; a picture in 8 bits, unless it comes in floats."""
     if isinstance(image, PIL.Image.Image):
         image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.LAST
     tensor = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
     return adapt_channels(tensor, num_channels, input_data_format)
+
+
+def check_statistics(image_mean: Any, image_std: Any) -> None:
+    """Check that mean and standard deviation, one number or several, can normalise images.
+
+    Raises:
+        ValueError: If one is not finite, or a standard deviation is not positive.
+    """
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError(f"`{name}` must be finite, got {values}.")
+    if image_std is not None and not (np.asarray(image_std) > 0).all():
+        raise ValueError(f"`image_std` must be positive, got {image_std}.")
+
+
+def warn_of_padding(processor: BaseImageProcessor, **changes: Any) -> None:
+    """Say once if an image processor crops more than its resizing leaves, which is filled up with black.
+
+    Args:
+        processor: Any image processor with the settings of Transformers' own.
+        **changes: Settings of one call.
+    """
+    settings = {name: getattr(processor, name, None) for name in ("do_resize", "size", "do_center_crop", "crop_size")}
+    settings |= {name: value for name, value in changes.items() if name in settings and value is not None}
+    size, crop_size = settings["size"], settings["crop_size"]
+    if not (settings["do_resize"] and settings["do_center_crop"] and size and crop_size):
+        return
+    size, crop_size = dict(size), dict(crop_size)
+    left = {side: size.get(side) or size.get("shortest_edge") for side in ("height", "width")}
+    if any(crop_size.get(side) and left[side] and crop_size[side] > left[side] for side in left):
+        logger.warning_once(
+            f"{type(processor).__name__} resizes images to {size} and then takes {crop_size} from the centre: what is "
+            "missing becomes black. `size` should be at least `crop_size`."
+        )
 
 
 class CrateMaeImageProcessorMixin(BaseImageProcessor):
@@ -135,8 +217,9 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
     of the call, named as in Transformers' own processors, plus `num_channels`.
 
     Images may be Pillow images of any mode, NumPy arrays or torch tensors, channels first or last, alone, in a list of
-    mixed sizes or in a batch. With `num_channels` 3 or 1 pictures become colour or grey; with `do_convert_rgb=False`
-    they are taken with the channels they have.
+    mixed sizes or in a batch. With `num_channels` 3 or 1 pictures become colour or grey; they have 8 bits, 16 bits, or
+    floats in [0, 1] or [0, 255], and floats are taken as they are where nothing is rescaled. With
+    `do_convert_rgb=False` pictures are taken with the channels they have.
     """
 
     valid_kwargs = CrateMaeImageProcessorKwargs
@@ -178,6 +261,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         settings: dict[str, Any] = {"num_channels": config.num_channels, "crop_size": crop_size, "size": crop_size}
         if height == width:
             settings["size"] = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
+        check_statistics(image_mean, image_std)
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if values is not None and len(values) != config.num_channels:
                 raise ValueError(f"`{name}` must have {config.num_channels} values, one per channel, got {values}.")
@@ -191,6 +275,9 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any
     ) -> None:
         super()._validate_preprocess_kwargs(*args, **kwargs)
+        if kwargs.get("do_normalize"):
+            check_statistics(kwargs["image_mean"], kwargs["image_std"])
+        warn_of_padding(self, **kwargs)
         for name in ("image_mean", "image_std"):
             values = kwargs[name] if do_convert_rgb and kwargs.get("do_normalize") else None
             if isinstance(values, (list, tuple)) and len(values) not in (1, num_channels):
@@ -212,12 +299,19 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         num_channels: int = 3,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
         **kwargs: Any,
     ) -> Any:
         if do_convert_rgb:
             image = to_tensor(image, num_channels, input_data_format)
+            if num_channels in (1, 3) and do_rescale and rescale_factor != 1:
+                image = to_eight_bit_range(image)
             input_data_format = ChannelDimension.FIRST
-        return super().process_image(image, input_data_format=input_data_format, **kwargs)
+        processed = super().process_image(image, input_data_format=input_data_format, **kwargs)
+        if not (torch if isinstance(processed, torch.Tensor) else np).isfinite(processed).all():
+            raise ValueError("Pixels must be finite, some are NaN or infinite.")
+        return processed
 
 
 class CrateMaeImageProcessorPil(CrateMaeImageProcessorMixin, PilBackend):  # type: ignore[misc]

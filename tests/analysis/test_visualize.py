@@ -73,6 +73,15 @@ def test_everything_of_a_crate_mae(visualize, checkpoint, images, tmp_path, caps
     assert "subspace_rate_before_unit" in capsys.readouterr().out
 
 
+def test_a_folder_with_a_pattern_for_a_name(visualize, checkpoint, images, tmp_path):
+    folder = images.rename(tmp_path / "images[12]")
+    for name in ("images1", "images2"):
+        (tmp_path / name).mkdir()
+        PIL.Image.new("RGB", (40, 40)).save(tmp_path / name / "other.png")
+    visualize(model_name_or_path=checkpoint, images=folder, output_dir=tmp_path / "output")
+    assert "on 3 images of images[12]" in (tmp_path / "output" / "report.html").read_text()
+
+
 def test_what_is_comparable_of_a_vit_mae(visualize, vit_mae, images, tmp_path):
     vit_mae.save_pretrained(tmp_path / "vit_mae")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit_mae")

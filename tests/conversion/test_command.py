@@ -54,7 +54,7 @@ def test_bad_command_lines(arguments, message, checkpoint, tmp_path, capsys):
 
 def test_no_images_to_compare_on(checkpoint, tmp_path):
     options = ["--num_attention_heads", "4", "--compare_lambda", "1", "--images", str(tmp_path)]
-    with pytest.raises(SystemExit, match="found none in"):
+    with pytest.raises(SystemExit, match="there are no images in"):
         main([str(checkpoint), str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
 

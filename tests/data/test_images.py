@@ -1,4 +1,5 @@
 import io
+import itertools
 
 import datasets
 import numpy as np
@@ -124,15 +125,36 @@ def test_a_dataset_with_any_column_name(load, tmp_path):
         load(dataset_name=str(tmp_path / "data"), train_split_name="training")
 
 
-def test_a_validation_folder(load, folder):
-    train, evaluation = load(train_dir=str(folder / "a"), validation_dir=str(folder / "b"))
+@pytest.mark.parametrize("name", [None, "validation", "test"])
+def test_a_validation_folder(load, folder, caplog, name):
+    arguments = {"validation_split_name": name, "train_split_name": "images"}  # which say nothing about folders
+    train, evaluation = load(train_dir=str(folder / "a"), validation_dir=str(folder / "b"), **arguments)
     assert (len(train), len(evaluation)) == (6, 6)
+    assert all("/b/" in record["image"]["path"] for record in evaluation.records)
+    assert (
+        f"Training on 6 images of the folder {folder / 'a'}; evaluating on 6 images of the folder {folder / 'b'}."
+        in (caplog.text)
+    )
+
+
+def test_a_validation_split(load, tmp_path, caplog):
+    for split in ("train", "test"):
+        data = datasets.Dataset.from_dict({"image": [picture(number) for number in range(4)]})
+        data.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    folder = str(tmp_path / "data")
+    train, evaluation = load(dataset_name=folder, train_val_split=0.25)  # there is no "validation"
+    assert (len(train), len(evaluation)) == (3, 1)
+    assert f"evaluating on 1 images of the split 'train' of {folder}, held out of the training images." in caplog.text
+    train, evaluation = load(dataset_name=folder, validation_split_name="test")
+    assert (len(train), len(evaluation)) == (4, 4)
+    assert f"evaluating on 4 images of the split 'test' of {folder}." in caplog.text
+    with pytest.raises(ValueError, match="`validation_split_name`: there is no split 'dev', but train, test"):
+        load(dataset_name=folder, validation_split_name="dev")
 
 
 def test_streaming(load, folder, config):
     train, evaluation = load(train_dir=str(folder), streaming=True, max_eval_samples=3)
-    images = list(train)
-    assert len(images) == 9
+    images = list(itertools.islice(train, 20))  # a stream has no end
     assert all(torch.as_tensor(item["pixel_values"]).shape == (3, 32, 32) for item in images)
     assert len(evaluation) == 3
     assert equal(items(evaluation), items(evaluation))
@@ -141,9 +163,14 @@ def test_streaming(load, folder, config):
 # --- bad input
 
 
-def test_no_images_named(load):
+def test_no_images_named_or_twice(load):
     with pytest.raises(ValueError, match="`--dataset_name` or `--train_dir`"):
         load()
+    for name in ("train_dir", "validation_dir"):
+        with pytest.raises(ValueError, match=f"`dataset_name` and `{name}` name images in two ways"):
+            load(**{"dataset_name": "a", name: "b"})
+    with pytest.raises(ValueError, match="`validation_dir` needs `train_dir`"):
+        load(validation_dir="a")
 
 
 def test_missing_and_empty_folders(load, tmp_path):
@@ -195,6 +222,54 @@ def test_bad_images_are_skipped_and_counted(load, folder, caplog):
     assert "Left out 4 of 16 images" in caplog.text
     for name in [*broken_images(), "notes.txt"]:
         assert name in caplog.text
+
+
+def test_bad_images_are_named_every_time(load, folder, caplog):
+    (folder / "text.png").write_bytes(b"not an image at all")
+    for _ in range(2):
+        caplog.clear()
+        load(train_dir=str(folder), validation_dir=str(folder), skip_bad_images=True)
+        assert caplog.text.count("Cannot read the image") == 2
+        assert caplog.text.count("Left out 1 of 13 images") == 2
+        assert "object at 0x" not in caplog.text
+    picture(1).save(folder / "text.png")  # mended in place
+    assert len(load(train_dir=str(folder), validation_dir=str(folder), skip_bad_images=True)[0]) == 13
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_an_image_are_named_and_skipped(load, tmp_path, caplog, streaming):
+    paths: list[str | None] = [str(tmp_path / f"{number}.png") for number in range(8)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    paths[2], paths[5] = None, None
+    rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "data" / "train.parquet")
+    arguments = {"dataset_name": str(tmp_path / "data"), "streaming": streaming, "max_eval_samples": 2}
+    if streaming:
+        train, _ = load(**arguments)
+        with pytest.raises(BadImageError, match=r"There is no image \d of pass 0 of the stream: its row is empty"):
+            list(itertools.islice(train, 8))
+    else:
+        with pytest.raises(ValueError, match=r"2 of 8 rows of the split 'train' of .* have no image: 2, 5 \(counted"):
+            load(**arguments)
+    train, evaluation = load(**arguments, skip_bad_images=True)
+    items = list(itertools.islice(train, 4)) if streaming else train  # a stream begins again and again
+    assert len(items) + len(evaluation) == 6
+    assert len({item["pixel_values"].sum().item() for item in items}) == len(items)
+    assert ("have no image: 2, 5" in caplog.text) != streaming
+
+
+def test_rows_that_name_a_missing_file_are_named_and_skipped(load, tmp_path, caplog):
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "data").mkdir()
+    names = [*(str(tmp_path / f"{number}.png") for number in range(6)), str(tmp_path / "gone.png"), ""]
+    (tmp_path / "data" / "train.csv").write_text("\n".join(["image,kind", *(f"{name},a" for name in names)]))
+    arguments = {"dataset_name": str(tmp_path / "data"), "image_column_name": "image", "skip_bad_images": True}
+    train, evaluation = load(**arguments)
+    assert len(train) + len(evaluation) == 6
+    assert "gone.png: No such file or directory." in caplog.text
+    assert "1 of 8 rows of the split 'train' " in caplog.text
 
 
 def test_all_images_bad(load, tmp_path):

@@ -39,6 +39,18 @@ def test_the_loss_of_each_candidate_is_that_of_the_model(images, pretrained):
     assert losses[0.1] != losses[5.0]
 
 
+def test_pictures_are_turned_and_bad_ones_named(pretrained, tmp_path):
+    turned, exif = tmp_path / "turned.png", PIL.Image.Exif()
+    exif[0x0112] = 6
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    picture.save(tmp_path / "plain.png")
+    picture.transpose(PIL.Image.Transpose.ROTATE_90).save(turned, exif=exif)
+    assert compare_lambda(pretrained, [0.5], [turned]) == compare_lambda(pretrained, [0.5], [tmp_path / "plain.png"])
+    turned.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^Cannot read the image .*turned\.png: Pillow knows no format"):
+        compare_lambda(pretrained, [0.5], [turned])
+
+
 def test_a_folder_without_images(tmp_path):
-    with pytest.raises(ValueError, match="`images` must be a folder of images, found none in"):
+    with pytest.raises(ValueError, match="`images`: there are no images in"):
         find_images(tmp_path)

@@ -1,22 +1,24 @@
 import pytest
-from transformers import TrainingArguments
 
-from crate_mae_hf.training.arguments import find_checkpoint
+from crate_mae_hf.training.arguments import ScriptTrainingArguments
 
 
-def test_a_full_output_folder_is_kept(tmp_path):
-    def find(overwrite=False, **arguments):
-        return find_checkpoint(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments), overwrite)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 0},
+        {"gradient_accumulation_steps": -2},
+        {"per_device_train_batch_size": 0},
+        {"per_device_eval_batch_size": 0},
+        {"num_train_epochs": 0},
+        {"num_train_epochs": float("nan")},
+    ],
+)
+def test_numbers_of_images_and_epochs_are_positive(tmp_path, changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=rf"^`{name}` must be positive, got {value}\.$"):
+        ScriptTrainingArguments(str(tmp_path), use_cpu=True, **changes)
 
-    assert find() is None
-    with pytest.raises(ValueError, match="there is no checkpoint in"):
-        find(resume_from_checkpoint="true")
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-12").mkdir()
-    with pytest.raises(ValueError, match=r"is not empty.*--resume_from_checkpoint.*--overwrite_output_dir"):
-        find()
-    assert find(overwrite=True) is None
-    assert find(resume_from_checkpoint="true") == str(tmp_path / "checkpoint-12")
-    assert find(resume_from_checkpoint=str(tmp_path / "checkpoint-3")) == str(tmp_path / "checkpoint-3")
-    with pytest.raises(ValueError, match=r"there is no checkpoint .*checkpoint-4"):
-        find(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+def test_steps_instead_of_epochs(tmp_path):
+    assert ScriptTrainingArguments(str(tmp_path), use_cpu=True, max_steps=3, num_train_epochs=0).max_steps == 3

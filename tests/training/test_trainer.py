@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +115,52 @@ def test_resuming_gives_the_unbroken_run(train, with_noise, tmp_path):
     assert losses(resumed) == losses(whole)
 
 
+@pytest.mark.parametrize("save", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 3}])
+@pytest.mark.parametrize("logging_steps", [1, 2, 50])
+def test_a_resumed_run_reports_the_whole_run(train, tmp_path, save, logging_steps):
+    settings = {"logging_steps": logging_steps, **save}
+    whole = train(Images(), name="whole", **settings)
+    history = whole.state.log_history
+    (summary,) = [entry for entry in history if "train_loss" in entry]
+    if logging_steps == 1:
+        assert summary["train_loss"] == pytest.approx(sum(losses(whole)) / 8)
+    for checkpoint in sorted((tmp_path / "whole").glob("checkpoint-*")):  # the last one is the end of the run
+        resumed = train(Images(), name=f"from_{checkpoint.name}", resume=str(checkpoint), **settings)
+        assert losses(resumed) == losses(whole)
+        (again,) = [entry for entry in resumed.state.log_history if "train_loss" in entry]
+        assert again["train_loss"] == summary["train_loss"]
+        saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["RunRecord"]
+        assert again["train_runtime"] >= saved["attributes"]["seconds"] > 0
+
+
+def test_a_run_of_steps_stops_there_when_it_is_resumed_at_its_end(train, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 6}  # within the second epoch
+    whole = train(Images(), name="whole", **settings)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "whole" / "checkpoint-6").iterdir()}
+    resumed = train(Images(), name="whole", resume=str(tmp_path / "whole" / "checkpoint-6"), **settings)
+    assert resumed.state.global_step == 6
+    torch.testing.assert_close(weights(resumed), weights(whole), atol=0, rtol=0)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "whole" / "checkpoint-6").iterdir()}
+
+
+def test_another_seed_is_named_in_resuming(train, tmp_path, caplog):
+    train(Images(), name="whole", save_strategy="steps", save_steps=3)
+    train(Images(), name="resumed", resume=str(tmp_path / "whole" / "checkpoint-3"))
+    assert "draws are not those" not in caplog.text
+    train(Images(), name="other", resume=str(tmp_path / "whole" / "checkpoint-3"), seed=7)
+    assert "`seed` is 7, and was 42 when the checkpoint was made" in caplog.text
+
+
+def test_checkpoints_of_other_trainers_can_be_resumed(train, tmp_path):
+    train(Images(), name="whole", save_strategy="steps", save_steps=3)
+    path = tmp_path / "whole" / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["RunRecord"]
+    path.write_text(json.dumps(state))
+    resumed = train(Images(), name="resumed", resume=str(path.parent), save_strategy="steps", save_steps=3)
+    assert resumed.state.global_step == 8
+
+
 def test_the_best_checkpoint_is_loaded_and_old_ones_go(train, tmp_path):
     trainer = train(
         Images(),
@@ -131,13 +178,25 @@ def test_the_best_checkpoint_is_loaded_and_old_ones_go(train, tmp_path):
 
 def test_a_non_finite_loss_stops_the_run(train, tmp_path):
     with pytest.raises(
-        NonFiniteLossError, match=r"The loss became (inf|nan) in step [1-8]\. Try a lower learning rate"
+        NonFiniteLossError, match=r"The loss became (inf|nan) in step [1-8]\. The images themselves are not finite"
     ):
         train(Images(broken=3), save_strategy="steps", save_steps=1, seed=3)
     checkpoints = sorted((tmp_path / "run").glob("checkpoint-*"))
     assert checkpoints, "the seed was to put the broken image behind a checkpoint"
     loaded = CrateMaeForPreTraining.from_pretrained(checkpoints[-1])
     assert all(torch.isfinite(parameter).all() for parameter in loaded.parameters())
+
+
+def test_advice_fits_the_cause_of_a_loss_that_is_not_finite(config, train, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"in step [2-8]\. Try a lower learning rate"):
+        train(Images(), learning_rate=1e30, max_grad_norm=0.0, name="steep")
+    model = CrateMaeForPreTraining(config)
+    with torch.no_grad():
+        model.decoder.layers[1].dictionary[0, 0] = torch.nan
+    arguments = TrainingArguments(output_dir=str(tmp_path / "damaged"), max_steps=1, use_cpu=True, disable_tqdm=True)
+    trainer = MaskedAutoencoderTrainer(model, arguments, train_dataset=Images())
+    with pytest.raises(NonFiniteLossError, match=r"not finite from the start: 1 of .* decoder\.layers\.1\.dictionary"):
+        trainer.train()
 
 
 def test_ranks_draw_different_masks(config, pixel_values):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import PIL.Image
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
-from ..image_processing_crate_mae import to_tensor
+from ..image_processing_crate_mae import check_statistics, to_tensor
 from .seeded import seeded
 
 
@@ -86,9 +87,10 @@ def build_train_transform(
     channels = processor.num_channels if num_channels is None else num_channels
     if rand_augment_num_ops and channels not in (1, 3):
         raise ValueError(f"`rand_augment_num_ops` needs images in grey or colour, these have {channels} channels.")
+    check_statistics(processor.image_mean, processor.image_std)
     size = output_size(processor)
     bicubic = v2.InterpolationMode.BICUBIC
-    steps: list[Callable] = [lambda image: to_tensor(image, channels)]
+    steps: list[Callable] = [partial(to_tensor, num_channels=channels)]  # data loader workers may have to pickle it
     if min_crop_scale < 1:
         steps.append(v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), interpolation=bicubic, antialias=True))
     else:
@@ -112,13 +114,13 @@ def build_eval_transform(processor: Any, num_channels: int | None = None) -> Cal
         processor: Image processor of the model.
         num_channels: Number of channels that the model takes; the processor's when left out.
     """
-    channels = processor.num_channels if num_channels is None else num_channels
+    return partial(preprocess, processor, processor.num_channels if num_channels is None else num_channels)
 
-    def transform(image: PIL.Image.Image) -> torch.Tensor:
-        inputs = processor(to_tensor(image, channels), return_tensors="pt", input_data_format="channels_first")
-        return inputs.pixel_values[0]
 
-    return transform
+def preprocess(processor: Any, num_channels: int, image: PIL.Image.Image) -> torch.Tensor:
+    """Return the pixel values that an image processor makes of one picture."""
+    inputs = processor(to_tensor(image, num_channels), return_tensors="pt", input_data_format="channels_first")
+    return inputs.pixel_values[0]
 
 
 class MixingCollator:

@@ -1,28 +1,52 @@
 """Images: which ones, from the Hub, from folders or streamed; undecoded until they are asked for."""
 
-import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import datasets
 import PIL.Image
-import PIL.ImageOps
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.utils.file_utils import xopen
+from huggingface_hub import DatasetCard
 from transformers.utils import logging
+
+from .decoding import BadImageError, open_picture
+from .folders import ImageFolder, list_names, read_folder, scan_folder
+from .metadata import check_rows, image_columns, read_rows
 
 logger = logging.get_logger(__name__)
 
-# What `datasets` takes for images in a folder; other files there are metadata or mistakes.
-IMAGE_SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
-METADATA_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
+# Shards of a dataset; a folder that has some is no folder of pictures, whatever else lies in it.
+SHARD_SUFFIXES = frozenset({".parquet", ".arrow", ".tar", ".zip"})
+
+# Columns that may name files, as a CSV file gives them.
+PATH_TYPES = (datasets.Value("string"), datasets.Value("large_string"))
 
 
 @dataclass
 class ImageArguments:
-    """Which images to train on and to evaluate with."""
+    """Which images to train on and to evaluate with.
+
+    They come from a dataset or from folders. Fields about the dataset describe it, in folders they do not count, but
+    for the names of columns, which metadata files there may have.
+    """
+
+    # Arguments of one kind on the command line drop what a recipe says of the other; see `cli.parse_arguments`.
+    alternatives: ClassVar[dict[tuple[str, ...], tuple[str, ...]]] = {
+        ("dataset_name",): (
+            "dataset_config_name",
+            "train_split_name",
+            "validation_split_name",
+            "image_column_name",
+            "label_column_name",
+        ),
+        ("train_dir", "validation_dir"): (),
+    }
+    default_validation_split: ClassVar[str] = "validation"
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A dataset on the Hub, or a folder that `datasets.load_dataset` can read."}
@@ -31,9 +55,12 @@ class ImageArguments:
     train_dir: str | None = field(default=None, metadata={"help": "A folder of training images, in any subfolders."})
     validation_dir: str | None = field(default=None, metadata={"help": "A folder of validation images."})
     train_split_name: str = field(default="train", metadata={"help": "The split of the dataset to train on."})
-    validation_split_name: str = field(
-        default="validation",
-        metadata={"help": "The split to evaluate on; where it is missing, a part of the training images is held out."},
+    validation_split_name: str | None = field(
+        default=None,
+        metadata={
+            "help": 'The split to evaluate on; when left out "validation" ("test" for probes), or, where that is '
+            "missing, a part of the training images. An empty name is as good as none."
+        },
     )
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share of the training images to hold out where there are no others."}
@@ -44,7 +71,7 @@ class ImageArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
     skip_bad_images: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be read, and say how many, instead of stopping."}
+        default=False, metadata={"help": "Leave out images that cannot be read, and say which, instead of stopping."}
     )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that look for bad images with `skip_bad_images`."}
@@ -62,57 +89,211 @@ class DataArguments(ImageArguments):
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Images to shuffle among when streaming."})
 
 
-class BadImageError(ValueError):
-    """An image that cannot be used; the message names it."""
+class Split(NamedTuple):
+    """Images, with their other columns.
+
+    Attributes:
+        name: Of the split; "train" or "validation" for folders.
+        dataset: The images, as `datasets` has them.
+        source: Where they come from, in words.
+    """
+
+    name: str
+    dataset: Any
+    source: str
 
 
-def check_folder(folder: str, argument: str) -> None:
-    """Make sure that a folder has images, and name the files in it that are none.
+def generate_rows(
+    paths: Sequence[str], changed: Sequence[int], columns: Mapping[str, Sequence[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield each image with what is known of it; `changed` counts for the cache of `datasets` alone."""
+    for number, path in enumerate(paths):
+        yield {**{name: values[number] for name, values in columns.items()}, "image": path}
+
+
+def build_dataset(images: Mapping[str, int], columns: dict[str, list], cache_dir: str | None) -> datasets.Dataset:
+    """Return images, by path and time of their last change, and what is known of them as a dataset."""
+    try:
+        features = datasets.Dataset.from_dict(columns).features
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"Metadata of {next(iter(images))} and other images do not fit together: {error}.") from error
+    return datasets.Dataset.from_generator(
+        generate_rows,
+        features=datasets.Features({"image": datasets.Image(), **features}),
+        cache_dir=cache_dir,
+        # Lists would be taken for shards.
+        gen_kwargs={"paths": tuple(images), "changed": tuple(images.values()), "columns": columns},
+    )
+
+
+def load_folders(
+    args: ImageArguments, folder: ImageFolder, argument: str, splits: Mapping[str, Mapping[str, int]], with_labels: bool
+) -> dict[str, Any]:
+    """Return the images of a folder as datasets; with labels, they have a column "label" or those of metadata files.
+
+    Args:
+        args: Whether to skip bad images, and where `datasets` keeps its files.
+        folder: What is in the folder.
+        argument: The argument that names the folder, for errors.
+        splits: Images of each split, from `folder`.
+        with_labels: Whether labels are asked for; otherwise folders and metadata files tell nothing.
+    """
+    if not with_labels:
+        return {name: build_dataset(images, {}, args.cache_dir) for name, images in splits.items()}
+    rows = read_rows(folder.metadata)
+    check_rows(folder, rows, argument, args.skip_bad_images)
+    in_splits = args.dataset_name is not None
+    return {
+        name: build_dataset(images, image_columns(folder, rows, images, in_splits), args.cache_dir)
+        for name, images in splits.items()
+    }
+
+
+def is_folder_of_pictures(folder: Path, argument: str) -> bool:
+    """Whether a folder holds images as files, and nothing that says how `datasets` should read it."""
+    found = scan_folder(folder, argument)
+    card = folder / "README.md"
+    has_configs = card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
+    has_shards = any(Path(path).suffix.lower() in SHARD_SUFFIXES for path in found.others)
+    return bool(found.images) and not has_shards and not has_configs
+
+
+def load_dataset(
+    args: ImageArguments, argument: str = "dataset_name", streaming: bool = False, with_labels: bool = False
+) -> Mapping[str, Any]:
+    """Load all splits of the dataset that the arguments name; a folder of pictures is read as it is.
+
+    Args:
+        args: Arguments with `dataset_name`.
+        argument: What the user calls that, for errors.
+        streaming: Whether to read the images only when they are needed.
+        with_labels: Whether folders and metadata files in a folder of pictures become columns.
 
     Raises:
-        ValueError: If the folder is missing or has no image.
+        ValueError: If it cannot be loaded.
     """
-    if not Path(folder).is_dir():
-        raise ValueError(f"`{argument}`: there is no folder {folder}.")
-    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
-        raise ValueError(f"`{argument}`: there are no images in {folder}.")
-    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES | METADATA_SUFFIXES]
-    for path in others:
-        logger.warning(f"{path} is not an image and is left out.")
+    name = str(args.dataset_name)
+    folder = Path(name).absolute()
+    if folder.is_dir() and is_folder_of_pictures(folder, argument):
+        found = read_folder(folder, argument)
+        splits = load_folders(args, found, argument, found.split(), with_labels)
+        return {split: part.to_iterable_dataset() for split, part in splits.items()} if streaming else splits
+    if folder.is_dir() and has_magic(str(folder)):
+        raise ValueError(
+            f"`{argument}`: `datasets` reads the characters *, ? and [ in {folder} as a pattern: rename the folder."
+        )
+    try:
+        return datasets.load_dataset(name, args.dataset_config_name, cache_dir=args.cache_dir, streaming=streaming)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"`{argument}`: cannot load {name!r}: {error.__cause__ or error}") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"`{argument}`: cannot load {name!r}: {error}") from error
 
 
-def load_splits(args: ImageArguments, streaming: bool = False, drop_labels: bool = True) -> Mapping[str, Any]:
-    """Load the splits that the arguments name; the images stay undecoded.
+def check_sources(args: ImageArguments) -> None:
+    """Make sure that the arguments name images, and in one way.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    folders = [name for name in ("train_dir", "validation_dir") if getattr(args, name) is not None]
+    if args.dataset_name is not None and folders:
+        raise ValueError(f"`dataset_name` and `{folders[0]}` name images in two ways: leave one of them out.")
+    if folders == ["validation_dir"]:
+        raise ValueError("`validation_dir` needs `train_dir` beside it.")
+    if args.dataset_name is None and not folders:
+        raise ValueError("Name the images with `--dataset_name` or `--train_dir`, or start with a recipe file.")
+
+
+def find_splits(args: ImageArguments, splits: Mapping[str, Any]) -> list[Split]:
+    """Return the training and, where there is one, the validation split of a dataset.
+
+    Raises:
+        ValueError: If there is no such training split, or not the validation split that was asked for.
+    """
+    found = []
+    wanted = {
+        "train_split_name": args.train_split_name,
+        "validation_split_name": args.validation_split_name or args.default_validation_split,
+    }
+    for argument, name in wanted.items():
+        if name in splits:
+            found.append(Split(name, splits[name], f"the split {name!r} of {args.dataset_name}"))
+        elif argument == "train_split_name" or args.validation_split_name:
+            raise ValueError(f"`{argument}`: there is no split {name!r}, but {', '.join(map(str, splits))}.")
+    return found
+
+
+def load_splits(args: ImageArguments, streaming: bool = False, with_labels: bool = False) -> tuple[Split, Split | None]:
+    """Load the training and the validation images that the arguments name; they stay undecoded.
 
     Args:
         args: Arguments that name the images.
         streaming: Whether to read the images only when they are needed.
-        drop_labels: Whether the subfolders of `train_dir` tell nothing; otherwise they are the column "label".
+        with_labels: Whether folders and metadata files become columns, where the images lie in folders.
+
+    Returns:
+        The training images, and those to evaluate on; None where a part of the training images is to be held out.
 
     Raises:
         ValueError: If the arguments name no images, or images that are not there.
     """
+    check_sources(args)
     if args.dataset_name is not None:
-        source: dict[str, Any] = {"path": args.dataset_name, "name": args.dataset_config_name}
-    elif args.train_dir is not None:
-        folders = {"train": args.train_dir, "validation": args.validation_dir}
-        for split, folder in folders.items():
-            if folder is not None:
-                check_folder(folder, f"{split}_dir")
-        patterns = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder is not None}
-        source = {"path": "imagefolder", "data_files": patterns, "drop_labels": drop_labels}
+        found = find_splits(args, load_dataset(args, streaming=streaming, with_labels=with_labels))
     else:
-        raise ValueError("Name the images with `--dataset_name` or `--train_dir`, or start with a recipe file.")
-    try:
-        splits = datasets.load_dataset(**source, cache_dir=args.cache_dir, streaming=streaming)
-    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(f"`dataset_name`: cannot load {source['path']}: {error}") from error
-    if args.train_split_name not in splits:
-        raise ValueError(
-            f"`train_split_name`: there is no split {args.train_split_name!r}, but {', '.join(map(str, splits))}."
-        )
-    return splits
+        found = []
+        for name in ("train", "validation"):
+            if (path := getattr(args, f"{name}_dir")) is not None:
+                folder = read_folder(path, f"{name}_dir")
+                loaded = load_folders(args, folder, f"{name}_dir", {name: folder.images}, with_labels)[name]
+                found.append(Split(name, loaded.to_iterable_dataset() if streaming else loaded, f"the folder {path}"))
+    if not streaming:
+        found = [split._replace(dataset=check_images(split, args)) for split in found]
+    return found[0], found[1] if len(found) == 2 else None
+
+
+def check_images(split: Split, args: ImageArguments) -> datasets.Dataset:
+    """Make sure that every row has an image, or leave out and name those that have none.
+
+    Raises:
+        ValueError: If one has none, unless bad images are to be skipped.
+    """
+    dataset = split.dataset
+    column = dataset.data.column(find_image_column(dataset.features, args.image_column_name))
+    is_missing = pc.is_null(column)
+    if pa.types.is_struct(column.type):
+        parts = [pc.is_null(pc.struct_field(column, name)) for name in ("bytes", "path")]
+        is_missing = pc.or_(is_missing, pc.and_(*parts))
+    missing = [number for number, flag in enumerate(is_missing.to_pylist()) if flag]
+    if not missing:
+        return dataset
+    numbers = f"{list_names(missing)} (counted from 0)"
+    message = f"{len(missing)} of {len(dataset)} rows of {split.source} have no image: {numbers}."
+    if not args.skip_bad_images:
+        raise ValueError(f"`image_column_name`: {message} `--skip_bad_images` leaves such out.")
+    logger.warning(message)
+    return dataset.select(sorted(set(range(len(dataset))) - set(missing)))
+
+
+def name_sources(train: Split, validation: Split | None) -> dict[str, str]:
+    """Return where the images to train on and to evaluate on come from, in words."""
+    held_out = f"{train.source}, held out of the training images"
+    return {"train": train.source, "validation": held_out if validation is None else validation.source}
+
+
+def say_what_is_used(num_train: int | None, num_validation: int, sources: Mapping[str, str]) -> None:
+    """Tell the user how many images there are to train on and to evaluate on, and from where.
+
+    Args:
+        num_train: Number of images to train on; None for a stream.
+        num_validation: Number of images to evaluate on.
+        sources: See `name_sources`.
+    """
+    logger.warning(
+        f"Training on {'a stream of' if num_train is None else num_train} images of {sources['train']}; evaluating on "
+        f"{num_validation} images of {sources['validation']}."
+    )
 
 
 def find_image_column(features: Mapping[str, Any], name: str | None) -> str:
@@ -127,7 +308,7 @@ def find_image_column(features: Mapping[str, Any], name: str | None) -> str:
             raise ValueError(f"`image_column_name` is needed: none of the columns {', '.join(features)} holds images.")
     elif features and name not in features:
         raise ValueError(f"`image_column_name`: there is no column {name!r}, but {', '.join(features)}.")
-    elif features and features[name] != datasets.Value("string") and not isinstance(features[name], datasets.Image):
+    elif features and features[name] not in PATH_TYPES and not isinstance(features[name], datasets.Image):
         raise ValueError(f"`image_column_name`: the column {name!r} holds {features[name]}, not images.")
     return name
 
@@ -144,14 +325,21 @@ def select_image_column(dataset: Any, name: str | None) -> Any:
 
 
 def image_bytes(record: Mapping[str, Any]) -> bytes:
-    """Return the file of an image, undecoded; `record` as `decode` takes it."""
+    """Return the file of an image, undecoded; `record` as `decode` takes it.
+
+    Raises:
+        BadImageError: If the file cannot be read.
+    """
     if record.get("bytes") is not None:
         return record["bytes"]
-    with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
-        return file.read()
+    try:
+        with xopen(record["path"], "rb") as file:  # local, in an archive, or remote
+            return file.read()
+    except OSError as error:
+        raise BadImageError(f"Cannot read the image {record['path']}: {error.strerror or error}.") from error
 
 
-def decode(record: Mapping[str, Any], min_size: tuple[int, int], where: str) -> PIL.Image.Image:
+def read_image(record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> PIL.Image.Image:
     """Decode one image.
 
     Args:
@@ -162,33 +350,66 @@ def decode(record: Mapping[str, Any], min_size: tuple[int, int], where: str) -> 
     Raises:
         BadImageError: If it cannot be read or is smaller than that.
     """
+    if record is None or (record.get("bytes") is None and record.get("path") is None):
+        raise BadImageError(f"There is no image {where}: its row is empty.")
     name = record.get("path") or where
-    try:
-        image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(image_bytes(record))))
-        image.load()
-    except Exception as error:  # Pillow's plugins raise errors of many kinds
-        raise BadImageError(f"Cannot read the image {name}: {error}. `--skip_bad_images` leaves such out.") from error
+    image = open_picture(image_bytes(record), name)
     if image.height < min_size[0] or image.width < min_size[1]:
         raise BadImageError(
             f"The image {name} is {image.height} x {image.width} pixels, smaller than a patch of {min_size[0]} x "
-            f"{min_size[1]}. `--skip_bad_images` leaves such out."
+            f"{min_size[1]}."
         )
     return image
 
 
+def decode(record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> PIL.Image.Image:
+    """Decode one image, see `read_image`; errors say how to leave bad images out."""
+    try:
+        return read_image(record, min_size, where)
+    except BadImageError as error:
+        raise BadImageError(f"{error} `--skip_bad_images` leaves such out.") from error
+
+
+def find_problem(image: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> str | None:
+    """Return why an image cannot be used; None where it can."""
+    try:
+        read_image(image, min_size, where)
+    except BadImageError as error:
+        return str(error)
+    return None
+
+
 def is_readable(record: Mapping[str, Any], min_size: tuple[int, int]) -> bool:
     """Whether an image can be used; warns with its name where not."""
-    try:
-        decode(record["image"], min_size, "without a name")
-    except BadImageError as error:
-        logger.warning(str(error).removesuffix(" `--skip_bad_images` leaves such out."))
-        return False
-    return True
+    problem = find_problem(record["image"], min_size, "in the stream")
+    if problem is not None:
+        logger.warning(problem)
+    return problem is None
+
+
+def add_problem(record: Mapping[str, Any], index: int, min_size: tuple[int, int]) -> dict[str, str | None]:
+    """Return the column that `drop_bad_images` reads."""
+    return {"problem": find_problem(record["image"], min_size, f"number {index}")}
 
 
 def drop_bad_images(dataset: datasets.Dataset, min_size: tuple[int, int], num_proc: int | None) -> datasets.Dataset:
-    """Leave out the images that cannot be used, naming and counting them."""
-    kept = dataset.filter(is_readable, fn_kwargs={"min_size": min_size}, num_proc=num_proc, desc="Checking images")
+    """Leave out the images that cannot be used, naming and counting them.
+
+    `datasets` keeps what was found, so that a second run is quick; the images are named each time.
+    """
+    checked = dataset.map(
+        add_problem,
+        with_indices=True,
+        fn_kwargs={"min_size": min_size},
+        remove_columns=dataset.column_names,
+        features=datasets.Features({"problem": datasets.Value("string")}),
+        num_proc=num_proc,
+        desc="Checking images",
+    )
+    problems: Iterable[str | None] = checked["problem"][:]
+    for problem in filter(None, problems):
+        logger.warning(problem)
+    kept = dataset.select([index for index, problem in enumerate(problems) if problem is None])
     if len(kept) < len(dataset):
         logger.warning(f"Left out {len(dataset) - len(kept)} of {len(dataset)} images that cannot be used.")
     if not len(kept):

@@ -3,14 +3,22 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import datasets
 import PIL.Image
 import torch
 
-from .images import IMAGE_SUFFIXES, ImageArguments, drop_bad_images, find_image_column, load_splits
+from .folders import list_names
+from .images import (
+    ImageArguments,
+    Split,
+    drop_bad_images,
+    load_splits,
+    name_sources,
+    say_what_is_used,
+    select_image_column,
+)
 from .seeded import SeededDataset
 
 # Types of a column that can hold classes; a column without any value gets an error of its own.
@@ -19,7 +27,11 @@ CLASS_TYPES = ("int", "uint", "bool", "string", "large_string", "null")
 
 @dataclass
 class LabelledDataArguments(ImageArguments):
-    """Images with labels; in `train_dir` and `validation_dir` the name of the folder around an image is its class."""
+    """Images with labels.
+
+    In folders the name of the folder around an image is its class, unless metadata files (`metadata.csv`, `.jsonl` or
+    `.parquet`, with a column `file_name`) have a column of labels.
+    """
 
     label_column_name: str | None = field(
         default=None,
@@ -54,28 +66,33 @@ def find_label_column(features: datasets.Features, name: str | None) -> str:
     return name
 
 
-def read_labels(dataset: datasets.Dataset, column: str, split: str) -> list[str]:
+def read_labels(split: Split, images: datasets.Dataset, column: str) -> list[str]:
     """Return the name of each image's class.
+
+    Args:
+        split: Images with the column of labels.
+        images: The same images under the name "image", for errors.
+        column: Name of the column of labels.
 
     Raises:
         ValueError: If an image has no label; -1 stands for none where the column is declared as class labels.
     """
+    dataset = split.dataset
     if column not in dataset.features:
-        raise ValueError(f"`label_column_name`: {split} has no column {column!r}, but {', '.join(dataset.features)}.")
+        raise ValueError(
+            f"`label_column_name`: {split.source} has no column {column!r}, but {', '.join(dataset.features)}."
+        )
     feature, values = dataset.features[column], dataset[column][:]
     if isinstance(feature, datasets.ClassLabel):
         values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
-    if missing := values.count(None):
+    if missing := [number for number, value in enumerate(values) if value is None]:
+        names = [images[number]["image"]["path"] or number for number in missing[:5]] + missing[5:]
         raise ValueError(
-            f"`label_column_name`: {missing} of {len(values)} images in {split} have no label in the column {column!r} "
-            f"(the first is number {values.index(None)})."
+            f"`label_column_name`: {len(missing)} of {len(values)} images of {split.source} have no label in the "
+            f"column {column!r}: {list_names(names)}. In folders a label is the name of the subfolder, or stands in a "
+            "metadata file."
         )
     return [str(value) for value in values]
-
-
-def list_names(names: list[str]) -> str:
-    """Return the first few names in one line."""
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def find_classes(feature: Any, labels: list[list[str]], column: str, splits: list[str]) -> list[str]:
@@ -106,21 +123,6 @@ def find_classes(feature: Any, labels: list[list[str]], column: str, splits: lis
     return sorted(found, key=int) if "int" in feature.dtype else sorted(found)
 
 
-def check_class_folders(folder: str, argument: str) -> None:
-    """Make sure that images lie in one subfolder per class.
-
-    Raises:
-        ValueError: If an image lies beside the subfolders and no metadata file says what it shows.
-    """
-    files = sorted(path for path in Path(folder).glob("*") if path.is_file())
-    stray = next((path for path in files if path.suffix.lower() in IMAGE_SUFFIXES), None)
-    if stray is not None and not any(path.stem == "metadata" for path in files):
-        raise ValueError(
-            f"`{argument}`: {stray} lies in no subfolder; the subfolders of {folder} are the classes of the images in "
-            "them."
-        )
-
-
 def limit(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
     """Keep some images, drawn at random: folders and many datasets come sorted by class."""
     if max_samples is None or max_samples >= len(dataset):
@@ -145,10 +147,25 @@ def hold_out(dataset: datasets.Dataset, share: float, seed: int) -> tuple[datase
     return parts["train"], parts["test"]
 
 
-def load_labelled_datasets(
-    args: LabelledDataArguments, min_size: tuple[int, int], seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset, list[str]]:
-    """Load the training and the test images that the arguments name, with their labels.
+@dataclass
+class LabelledImages:
+    """Images with their classes.
+
+    Attributes:
+        train: Images to learn from, undecoded (`bytes` and `path`) in the column "image", with a number in "label".
+        test: Images to test on, in the same columns.
+        class_names: Name of each class.
+        sources: Where the "train" and the "validation" images come from, in words.
+    """
+
+    train: datasets.Dataset
+    test: datasets.Dataset
+    class_names: list[str]
+    sources: dict[str, str]
+
+
+def load_labelled_datasets(args: LabelledDataArguments, min_size: tuple[int, int], seed: int) -> LabelledImages:
+    """Load the training and the test images that the arguments name, with their labels, and say what they are.
 
     Strings and integers of any kind become 0 to n - 1; the names of a column that is declared as class labels keep
     their numbers. Where there is no test split, a part of each class is held out of the training images.
@@ -158,41 +175,31 @@ def load_labelled_datasets(
         min_size: Smallest usable (height, width), the size of a patch, for `skip_bad_images`.
         seed: Decides which images `max_train_samples` and `max_eval_samples` keep, and which are held out.
 
-    Returns:
-        Training images, test images, and the name of each class. Both have the columns "image" (undecoded: `bytes` and
-        `path`) and "label".
-
     Raises:
         ValueError: If the arguments do not fit each other or the data: among others where there is no label column, it
             holds decimal numbers or nothing, there is only one class, or one that no training image has.
     """
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
-    if args.dataset_name is None:
-        for argument in ("train_dir", "validation_dir"):
-            if getattr(args, argument) is not None:
-                check_class_folders(getattr(args, argument), argument)
-    splits = load_splits(args, drop_labels=False)
-    used = [name for name in (args.train_split_name, args.validation_split_name) if name in splits]
-    features = splits[used[0]].features
-    image_column = find_image_column(features, args.image_column_name)
-    label_column = find_label_column(features, args.label_column_name)
-    labels = [read_labels(splits[name], label_column, f"the split {name!r}") for name in used]
-    names = find_classes(features[label_column], labels, label_column, used)
+    train_split, test_split = load_splits(args, with_labels=True)
+    splits = [train_split] if test_split is None else [train_split, test_split]
+    images = [select_image_column(split.dataset, args.image_column_name) for split in splits]
+    features = train_split.dataset.features
+    column = find_label_column(features, args.label_column_name)
+    labels = [read_labels(split, part, column) for split, part in zip(splits, images, strict=True)]
+    names = find_classes(features[column], labels, column, [split.name for split in splits])
     number = {name: index for index, name in enumerate(names)}
     parts = [
-        splits[name]
-        .select_columns([image_column])
-        .rename_columns({image_column: "image"})
-        .cast_column("image", datasets.Image(decode=False))
-        .add_column("label", [number[label] for label in column], feature=datasets.ClassLabel(names=names))
-        for name, column in zip(used, labels, strict=True)
+        part.add_column("label", [number[label] for label in values], feature=datasets.ClassLabel(names=names))
+        for part, values in zip(images, labels, strict=True)
     ]
     train, test = parts if len(parts) == 2 else hold_out(parts[0], args.train_val_split, seed)
     train, test = limit(train, args.max_train_samples, seed), limit(test, args.max_eval_samples, seed)
     if args.skip_bad_images:
         train, test = (drop_bad_images(part, min_size, args.preprocessing_num_workers) for part in (train, test))
-    return train, test, names
+    sources = name_sources(train_split, test_split)
+    say_what_is_used(len(train), len(test), sources)
+    return LabelledImages(train, test, names, sources)
 
 
 class LabelledDataset(SeededDataset):

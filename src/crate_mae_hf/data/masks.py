@@ -1,17 +1,25 @@
-"""Images for pre-training: crops and masks that the seed, the epoch and the index decide alone; or streamed."""
+"""Images for pre-training, at hand or streamed: crops and masks that the seed and the image's place decide alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from typing import Any
 
-import datasets
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
 from ..configuration_crate import to_pair
 from ..configuration_crate_mae import CrateMaeConfig
-from .images import DataArguments, decode, drop_bad_images, is_readable, load_splits, select_image_column
-from .seeded import SeededDataset
+from .images import (
+    DataArguments,
+    drop_bad_images,
+    is_readable,
+    load_splits,
+    name_sources,
+    say_what_is_used,
+    select_image_column,
+)
+from .seeded import SeededDataset, SeededStream
 
 
 class MaskingDataset(SeededDataset):
@@ -40,21 +48,16 @@ class MaskingDataset(SeededDataset):
         return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}
 
 
-def stream_images(
-    dataset: datasets.IterableDataset,
-    transform: Callable[[PIL.Image.Image], torch.Tensor],
-    min_size: tuple[int, int],
-    args: DataArguments,
-    seed: int,
-) -> datasets.IterableDataset:
-    """Shuffle and transform images while they are read. Masks are drawn by the model."""
-    if args.skip_bad_images:
-        dataset = dataset.filter(is_readable, fn_kwargs={"min_size": min_size})
-    dataset = dataset.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
-    return dataset.map(
-        lambda record: {"pixel_values": transform(decode(record["image"], min_size, "in the stream"))},
-        remove_columns=["image"],
-    )
+def identify(record: Mapping[str, Any]) -> Hashable:
+    """Return what tells an undecoded image from others: the digest of its bytes, or its path where it is a file."""
+    image = record["image"] or {}  # a row may be empty
+    content = image.get("bytes")
+    return image.get("path") if content is None else hashlib.sha256(content).digest()
+
+
+def is_none_of(record: Mapping[str, Any], identities: Set[Hashable]) -> bool:
+    """Whether an undecoded image is not among those given by what [`identify`] returns."""
+    return identify(record) not in identities
 
 
 def load_datasets(
@@ -71,12 +74,13 @@ def load_datasets(
     """
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
-    splits = load_splits(args, args.streaming)
+    train_split, validation_split = load_splits(args, args.streaming)
+    sources = name_sources(train_split, validation_split)
     min_size = to_pair(config.patch_size)
-    train = select_image_column(splits[args.train_split_name], args.image_column_name)
-    validation = splits.get(args.validation_split_name)
-    if validation is not None:
-        validation = select_image_column(validation, args.image_column_name)
+    train = select_image_column(train_split.dataset, args.image_column_name)
+    validation = None
+    if validation_split is not None:
+        validation = select_image_column(validation_split.dataset, args.image_column_name)
 
     if args.streaming:
         num_eval = args.max_eval_samples or 1000
@@ -85,11 +89,21 @@ def load_datasets(
             held_out = held_out.filter(is_readable, fn_kwargs={"min_size": min_size})
         records = list(tqdm(held_out, total=num_eval, desc="Reading evaluation images"))
         if validation is None:
-            train = train.skip(num_eval)
+            # Not `skip`: of that every data loader worker would do a part, on files of its own.
+            train = train.filter(is_none_of, fn_kwargs={"identities": frozenset(map(identify, records))})
         if args.max_train_samples is not None:
             train = train.take(args.max_train_samples)
+        if args.skip_bad_images:
+            train = train.filter(is_readable, fn_kwargs={"min_size": min_size})
+        if next(iter(train), None) is None:
+            raise ValueError(
+                f"The stream has no images to train on: it ends before those held out, up to {num_eval} by "
+                "`max_eval_samples`, or none of the others can be used."
+            )
+        say_what_is_used(None, len(records), sources)
+        items = MaskingDataset((), train_transform, config, seed)
         return (
-            stream_images(train, train_transform, min_size, args, seed),
+            SeededStream(train, items, args.shuffle_buffer_size),
             MaskingDataset(records, eval_transform, config, seed),
         )
 
@@ -106,6 +120,7 @@ def load_datasets(
         train, validation = (
             drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
         )
+    say_what_is_used(len(train), len(validation), sources)
     return (
         MaskingDataset(train, train_transform, config, seed),
         MaskingDataset(validation, eval_transform, config, seed),

@@ -1,10 +1,12 @@
-"""Datasets in which everything random is a function of the seed, the epoch and the index."""
+"""Images of which everything random is a function of the seed and of where they stand: epoch and index, or position."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import numpy as np
 import PIL.Image
 import torch
@@ -58,8 +60,48 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
-        image = decode(record["image"], self.min_size, f"number {index}")
-        (item_seed,) = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1, np.uint64)
+        return self.make_item(self.records[index], f"number {index}", int(self.epoch), index)
+
+    def make_item(self, record: Mapping[str, Any], where: str, *position: int) -> dict[str, Any]:
+        """Decode and transform one image.
+
+        Args:
+            record: Undecoded image under the key "image".
+            where: Name of the image in errors where it has no path.
+            *position: What decides the draws beside the seed.
+        """
+        image = decode(record["image"], self.min_size, where)
+        (item_seed,) = np.random.SeedSequence([self.seed, *position]).generate_state(1, np.uint64)
         with seeded(int(item_seed)):
             return self.build_item(self.transform(image), record)
+
+
+class SeededStream(torch.utils.data.IterableDataset):
+    """Images read one after the other, again and again; everything random is a function of (seed, pass, position).
+
+    It has no end: the number of steps ends a run. So the position alone says where an interrupted run was. Data loader
+    workers share the files of the stream, and shuffle each its own: another number of workers gives another order.
+
+    Args:
+        stream: Undecoded images under the key "image".
+        items: Makes the items; its own images are not used, its seed is.
+        buffer_size: Number of images to shuffle among.
+    """
+
+    def __init__(self, stream: datasets.IterableDataset, items: SeededDataset, buffer_size: int):
+        self.stream = stream
+        self.items = items
+        self.buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        for number in itertools.count():
+            position = -1
+            for position, record in enumerate(
+                self.stream.shuffle(seed=self.items.seed + number, buffer_size=self.buffer_size)
+            ):
+                where = f"{position} of pass {number} of the stream"
+                yield self.items.make_item(record, where, number, worker, position)
+            if position < 0:  # a worker without a file of its own
+                return

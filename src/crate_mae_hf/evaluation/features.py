@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..adapters import inference, layer_tokens
-from ..image_processing_crate_mae import pil_to_array
+from ..image_processing_crate_mae import pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, and both side by side.
 FEATURES = ("cls", "mean", "cls_mean")
@@ -78,6 +78,7 @@ def preprocess(
     Raises:
         ValueError: If the image processor cannot take them.
     """
+    warn_of_padding(processor)
     if num_channels in (1, 3):
         images = [
             PIL.Image.fromarray(pil_to_array(image, num_channels)) if isinstance(image, PIL.Image.Image) else image

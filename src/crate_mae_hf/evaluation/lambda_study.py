@@ -4,28 +4,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import PIL.Image
 import torch
 from tqdm import tqdm
 
+from ..data.decoding import open_picture
+from ..data.folders import find_images  # noqa: F401 (for commands that compare)
 from ..image_processing_crate_mae import CrateMaeImageProcessor
 from ..loading import load, load_model
 from ..modeling_crate_mae import CrateMaeForPreTraining
 
 LAMBDA_FILE = "lambda_comparison.json"
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return the images in a folder and its subfolders.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    extensions = PIL.Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
-    if not paths:
-        raise ValueError(f"`images` must be a folder of images, found none in {folder}.")
-    return paths
 
 
 @torch.no_grad()
@@ -51,8 +39,8 @@ def compare_lambda(folder: str | Path, candidates: Sequence[float], images: Sequ
     totals = dict.fromkeys(candidates, 0.0)
     for start in tqdm(range(0, len(images), 16), desc="Comparing lambda", unit="batch"):
         batch = images[start : start + 16]
-        loaded: list[PIL.Image.Image] = [PIL.Image.open(path) for path in batch]
-        pixel_values = processor(loaded, return_tensors="pt").pixel_values
+        pictures = [open_picture(path.read_bytes(), str(path)) for path in batch]
+        pixel_values = processor(pictures, return_tensors="pt").pixel_values
         noise = torch.rand(len(batch), rows * columns, generator=generator)
         for value, model in models.items():
             totals[value] += model(pixel_values, noise=noise).loss.item() * len(batch)

@@ -1,10 +1,12 @@
 """A whole run: train, evaluate, save and push, as the training arguments ask for."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import Trainer
 
 from ..data.images import ImageArguments
+from .output_folder import move_previous
 from .publishing import push_run
 
 
@@ -21,6 +23,9 @@ def run_trainer(
     """
     args = trainer.args
     if args.do_train:
+        if args.should_save:
+            move_previous(Path(str(args.output_dir)), checkpoint)
+        trainer.accelerator.wait_for_everyone()
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)

@@ -1,13 +1,16 @@
 """The Trainer of the example scripts."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.seeded import SeededDataset
+from .checkpoints import last_complete_checkpoint
+from .record import RunRecord, mean_loss
 
 
 class NonFiniteLossError(ValueError):
@@ -37,25 +40,67 @@ class SeedCallback(TrainerCallback):
 
 
 class SeededTrainer(Trainer):
-    """Transformers' Trainer, with new draws in every epoch and rank, and a stop at the first non-finite loss."""
+    """Transformers' Trainer, with new draws in every epoch and rank, and a stop at the first non-finite loss.
+
+    A resumed run is the unbroken one: it stops at the same step, and its loss and time are those of the whole run.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(SeedCallback(self.train_dataset))
+        self.add_callback(RunRecord())
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        if self.state.global_step >= self.state.max_steps:  # Trainer asks only after a step, as when it has resumed
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:  # Trainer's summary counts the loss and the time since it has resumed
+            del logs["train_loss"]
+            if (loss := mean_loss(self.state.log_history)) is not None:
+                logs["train_loss"] = loss
+            record = next(each for each in self.callback_handler.callbacks if isinstance(each, RunRecord))
+            logs["train_runtime"] = round(record.elapsed(), 4)
+        super().log(logs, start_time)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # what is written next says that the checkpoint is complete
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):  # before the optimizer's step, so that the weights are still good
-            checkpoint = get_last_checkpoint(self.args.output_dir)
+            checkpoint = last_complete_checkpoint(Path(str(self.args.output_dir)))
             saved = f"The last checkpoint is {checkpoint}." if checkpoint else "No checkpoint was saved before."
             raise NonFiniteLossError(
-                f"The loss became {loss.item()} in step {self.state.global_step + 1}. Try a lower learning rate, more "
-                "warm-up, a smaller `max_grad_norm`, or float32 or bf16 instead of fp16, and look for images with "
-                f"extreme values. {saved}"
+                f"The loss became {loss.item()} in step {self.state.global_step + 1}. {self.find_cause(inputs)} {saved}"
             )
         return loss
+
+    def find_cause(self, inputs: dict[str, Any]) -> str:
+        """Say why the loss of a batch is not finite, or what to try where that cannot be seen."""
+        pixel_values = inputs.get("pixel_values")
+        if pixel_values is not None and not pixel_values.isfinite().all():
+            return (
+                "The images themselves are not finite: look at `image_mean` and `image_std` of the image processor, "
+                "and at the images."
+            )
+        first_step = next(each for each in self.callback_handler.callbacks if isinstance(each, RunRecord)).first_step
+        weights = cast(nn.Module, self.model).named_parameters()
+        broken = [name for name, weight in weights if not weight.isfinite().all()]
+        if broken and self.state.global_step == first_step:
+            return (
+                f"The model was not finite from the start: {len(broken)} of its weights are not, among them "
+                f"{broken[0]}. The checkpoint that it comes from is damaged, or its training had failed."
+            )
+        return (
+            "Try a lower learning rate, more warm-up, a smaller `max_grad_norm`, or float32 or bf16 instead of fp16, "
+            "and look for images with extreme values."
+        )
 
 
 class MaskedAutoencoderTrainer(SeededTrainer):
