@@ -16,6 +16,7 @@ from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
         ({"num_channels": 0}, "`num_channels` must be at least 1"),
         ({"mask_ratio": 1.0}, r"`mask_ratio` must lie in \[0, 1\), got 1.0"),
         ({"mask_ratio": -0.1}, "`mask_ratio`"),
+        ({"mssa_init_scale": -0.1}, "`mssa_init_scale` must not be negative, got -0.1"),
         ({"image_size": 225}, "`image_size` must be divisible by `patch_size`, got an image height of 225"),
         ({"image_size": (224, 225)}, "an image width of 225 and a patch width of 16"),
         ({"image_size": [224]}, r"`image_size` must be an integer or a \(height, width\) pair"),

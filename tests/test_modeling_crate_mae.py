@@ -111,6 +111,17 @@ def test_fresh_weights():
             assert parameter.std() > 0, f"{name} is constant"
 
 
+def test_a_small_start_of_the_compression_step(config):
+    """The scale is of MSSA's output projections, in encoder and decoder, and of nothing else."""
+    torch.manual_seed(0)
+    official = CrateMaeForPreTraining(config).state_dict()
+    config.mssa_init_scale = 0.1
+    torch.manual_seed(0)
+    for name, value in CrateMaeForPreTraining(config).state_dict().items():
+        scale = 0.1 if name.endswith("o_proj.weight") else 1.0
+        torch.testing.assert_close(value, scale * official[name], msg=name)
+
+
 def test_a_fresh_model_knows_positions(config):
     model = CrateMaeModel(config).eval()
     image = torch.randn(1, 3, 32, 32)

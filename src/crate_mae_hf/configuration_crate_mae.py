@@ -19,6 +19,10 @@ class CrateMaeConfig(CrateEncoderConfig):
             Epsilon of the layer norms behind the encoder and behind the decoder.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the cls and mask tokens at initialisation.
+        mssa_init_scale (`float`, *optional*, defaults to 1.0):
+            Factor of MSSA's output projections O at initialisation. 1 is the official code's, with which the
+            compression step starts far larger than the tokens; 0.1 makes it small, as its derivation has it, and allows
+            higher learning rates.
         decoder_hidden_size (`int`, *optional*):
             Width of the decoder. CRATE-MAE's decoder has the encoder's width, so only `hidden_size` is accepted, which
             has to be a multiple of 4 (sine and cosine of rows and columns).
@@ -60,6 +64,7 @@ class CrateMaeConfig(CrateEncoderConfig):
     pooling: str = "mean"
     final_layer_norm_eps: float | int = 1e-6
     initializer_range: float | int = 0.02
+    mssa_init_scale: float | int = 1.0
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int | None = None
     decoder_num_attention_heads: int | None = None
@@ -103,8 +108,9 @@ class CrateMaeConfig(CrateEncoderConfig):
             raise ValueError(f"`mask_ratio` must lie in [0, 1), got {self.mask_ratio}.")
         if not self.final_layer_norm_eps > 0:
             raise ValueError(f"`final_layer_norm_eps` must be positive, got {self.final_layer_norm_eps}.")
-        if not self.initializer_range >= 0:
-            raise ValueError(f"`initializer_range` must not be negative, got {self.initializer_range}.")
+        for name in ("initializer_range", "mssa_init_scale"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 
 
 __all__ = ["CrateMaeConfig"]

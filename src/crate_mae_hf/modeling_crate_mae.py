@@ -155,7 +155,8 @@ class CrateMaePreTrainedModel(CrateEncoderPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            gain = self.config.mssa_init_scale if hasattr(module, "is_mssa_output") else 1.0
+            init.xavier_uniform_(module.weight, gain)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
