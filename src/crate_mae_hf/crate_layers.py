@@ -6,7 +6,7 @@ the number of heads, N = L + 1 the cls token and L patches.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ class CrateMSSA(nn.Module):
         self.is_causal = False
         self.subspace_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size) if num_heads > 1 else nn.Identity()
-        self.o_proj.is_mssa_output = True  # for initialisation, which sees one module at a time
+        cast(Any, self.o_proj).is_mssa_output = True  # for initialisation, which sees one module at a time
         self.register_load_state_dict_pre_hook(rename_out_proj)
 
     def forward(
