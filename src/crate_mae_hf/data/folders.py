@@ -141,6 +141,13 @@ def scan_folder(folder: str | Path, argument: str) -> ImageFolder:
     return found
 
 
+def warn_of_rest(found: ImageFolder, folder: str | Path) -> None:
+    """Say which files in a folder are left out, by the name that the user has for it."""
+    for paths, kind in ((found.hidden, "hidden images"), (found.others, "files that are no images")):
+        if paths:
+            logger.warning(f"Left out {len(paths)} {kind} in {folder}: {list_names(sorted(paths))}.")
+
+
 def read_folder(folder: str | Path, argument: str) -> ImageFolder:
     """Find the images in a folder and its subfolders, also behind links, and say which files are left out.
 
@@ -154,9 +161,7 @@ def read_folder(folder: str | Path, argument: str) -> ImageFolder:
     found = scan_folder(folder, argument)
     if not found.images:
         raise ValueError(f"`{argument}`: there are no images in {folder}.")
-    for paths, kind in ((found.hidden, "hidden images"), (found.others, "files that are no images")):
-        if paths:
-            logger.warning(f"Left out {len(paths)} {kind} in {folder}: {list_names(sorted(paths))}.")
+    warn_of_rest(found, folder)
     return found
 
 

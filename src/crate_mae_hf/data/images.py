@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from transformers.utils import logging
 
 from .decoding import BadImageError, open_picture
-from .folders import ImageFolder, list_names, read_folder, scan_folder
+from .folders import ImageFolder, list_names, read_folder, scan_folder, warn_of_rest
 from .metadata import check_rows, image_columns, read_rows
 
 logger = logging.get_logger(__name__)
@@ -149,10 +149,9 @@ def load_folders(
     }
 
 
-def is_folder_of_pictures(folder: Path, argument: str) -> bool:
+def is_folder_of_pictures(found: ImageFolder) -> bool:
     """Whether a folder holds images as files, and nothing that says how `datasets` should read it."""
-    found = scan_folder(folder, argument)
-    card = folder / "README.md"
+    card = found.root / "README.md"
     has_configs = card.is_file() and bool(DatasetCard.load(card).data.get("configs"))
     has_shards = any(Path(path).suffix.lower() in SHARD_SUFFIXES for path in found.others)
     return bool(found.images) and not has_shards and not has_configs
@@ -174,8 +173,8 @@ def load_dataset(
     """
     name = str(args.dataset_name)
     folder = Path(name).absolute()
-    if folder.is_dir() and is_folder_of_pictures(folder, argument):
-        found = read_folder(folder, argument)
+    if folder.is_dir() and is_folder_of_pictures(found := scan_folder(folder, argument)):
+        warn_of_rest(found, folder)
         splits = load_folders(args, found, argument, found.split(), with_labels)
         return {split: part.to_iterable_dataset() for split, part in splits.items()} if streaming else splits
     if folder.is_dir() and has_magic(str(folder)):
