@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import ResNetConfig, ResNetModel, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import ResNetConfig, ResNetModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from crate_mae_hf import CrateConfig, CrateMaeForPreTraining, CrateModel
 from crate_mae_hf.adapters import (
     fill_vit_mae,
+    has_decoder,
     inference,
     is_white_box,
     knows_positions,
     masked_pass,
     query_key_projections,
 )
+from crate_mae_hf.crate_patches import sincos_position_table
 
 REFERENCE = Path(__file__).parent / "reference" / "vic_mae_micro.safetensors"
 SMALL_VIT_MAE = {
@@ -142,19 +144,71 @@ def test_projections_and_what_is_white(config):
         query_key_projections(crate_mae, 3)
 
 
-def test_what_transformers_leaves_zero_is_filled_and_nothing_else(config):
-    vit_mae = ViTMAEForPreTraining(ViTMAEConfig(**SMALL_VIT_MAE))
+def check_uniform(weight: torch.Tensor, bound: float) -> None:
+    """Drawn from U(-bound, bound): within it, with entries close to it, and of its variance."""
+    assert 0.97 * bound < weight.abs().max() <= bound
+    assert weight.var().item() == pytest.approx(bound**2 / 3, rel=0.1)
+    assert abs(weight.mean()) < 0.05 * bound
+
+
+@pytest.mark.parametrize("model_class", [ViTMAEForPreTraining, ViTMAEModel])
+def test_a_vit_mae_from_a_configuration_starts_as_the_authors_start_it(model_class):
+    d, e = 64, 48
+    config = ViTMAEConfig(
+        hidden_size=d, num_hidden_layers=2, num_attention_heads=4, intermediate_size=4 * d, image_size=24, patch_size=8,
+        decoder_hidden_size=e, decoder_num_hidden_layers=1, decoder_num_attention_heads=4,
+        decoder_intermediate_size=4 * e, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    model = model_class(config)
     with torch.no_grad():
-        vit_mae.vit.embeddings.position_embeddings.zero_()
-        vit_mae.decoder.mask_token.zero_()
-    assert not knows_positions(vit_mae)
-    weight = vit_mae.vit.layers[0].mlp.fc1.weight.clone()
-    fill_vit_mae(vit_mae)
-    assert knows_positions(vit_mae)
-    assert vit_mae.decoder.mask_token.std() > 0
-    assert torch.equal(vit_mae.vit.layers[0].mlp.fc1.weight, weight)
-    model = CrateMaeForPreTraining(config)
-    with torch.no_grad():
-        model.crate_mae.embeddings.mask_token.zero_()
+        for parameter in model.parameters():  # nothing may be left of what was there
+            parameter.fill_(7.0)
     fill_vit_mae(model)
-    assert not model.crate_mae.embeddings.mask_token.any()
+    assert knows_positions(model)
+    for name, value in model.state_dict().items():
+        width = e if name.startswith("decoder.") else d
+        part = re.sub(r"^(vit|decoder)\.|layers\.\d+\.|decoder_layers\.\d+\.", "", name)
+        match part.split(".")[-2:]:
+            case ["q_proj" | "k_proj" | "v_proj", "weight"]:  # each a third of Linear(d, 3 d)
+                check_uniform(value, (6 / (4 * width)) ** 0.5)
+            case ["o_proj", "weight"]:
+                check_uniform(value, (6 / (2 * width)) ** 0.5)
+            case ["fc1" | "fc2", "weight"]:
+                check_uniform(value, (6 / (5 * width)) ** 0.5)
+            case ["projection", "weight"]:
+                check_uniform(value.reshape(d, 3 * 8 * 8), (6 / (d + 3 * 8 * 8)) ** 0.5)
+            case ["projection", "bias"]:
+                assert 0 < value.abs().max() <= (3 * 8 * 8) ** -0.5
+                assert len(value.unique()) > d / 2
+            case ["decoder_embed", "weight"]:
+                check_uniform(value, (6 / (d + e)) ** 0.5)
+            case ["decoder_pred", "weight"]:
+                check_uniform(value, (6 / (e + 3 * 8 * 8)) ** 0.5)
+            case ["layernorm" | "layernorm_before" | "layernorm_after" | "decoder_norm", "weight"]:
+                assert (value == 1).all()
+            case [*_, "cls_token" | "mask_token"]:
+                assert value.std().item() == pytest.approx(0.02, rel=0.4)
+                assert abs(value.mean()) < 0.01
+            case [*_, "position_embeddings" | "decoder_pos_embed"]:
+                assert torch.equal(value, sincos_position_table(width, (3, 3)))
+            case [_, "bias"]:
+                assert not value.any()
+            case _:
+                pytest.fail(f"{name} has no rule")
+    assert has_decoder(model) == (model_class is ViTMAEForPreTraining)
+
+
+def test_the_start_of_a_vit_mae_repeats_by_seed_and_others_keep_theirs(config):
+    model = ViTMAEForPreTraining(ViTMAEConfig(**SMALL_VIT_MAE))
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        fill_vit_mae(model)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    name = "vit.layers.0.mlp.fc1.weight"
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert not torch.equal(states[0][name], states[2][name])
+    ours = CrateMaeForPreTraining(config)
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    fill_vit_mae(ours)
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())

@@ -347,19 +347,34 @@ def knows_positions(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def fill_vit_mae(model: PreTrainedModel) -> None:
-    """Fill the sin-cos positions, cls and mask token of a ViTMAE made from a configuration, where they are zero.
+    """Initialise a ViTMAE that was made from a configuration as MAE's authors do; other models are left as they are.
 
-    Transformers 5.23 leaves some of them so; a model with zero positions cannot tell where a patch is. Other models are
-    left as they are.
+    Transformers 5.23 draws all weights from normal(0.02), and leaves positions and tokens zero. By the authors' code
+    (github.com/facebookresearch/mae; He et al.: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022) linear
+    layers and the patch projection, as a linear layer over flattened patches, are xavier-uniform,
+
+        W ~ U(-a, a),   a = sqrt(6 / (fan_in + fan_out)),
+
+    with biases zero, but for the patch projection's, which is PyTorch's; query, key and value are one layer of three
+    times the width there. LayerNorms are one and zero, tokens normal(0.02), positions sines and cosines.
     """
     if not is_vit_mae(model):
         return
-    config = model.config
-    grid_size = patch_grid_size(config.image_size, config.patch_size)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            fan_out = module.out_features * (3 if name.endswith(("q_proj", "k_proj", "v_proj")) else 1)
+            bound = (6 / (module.in_features + fan_out)) ** 0.5
+            module.weight.uniform_(-bound, bound)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Conv2d):
+            module.reset_parameters()  # for the bias
+            nn.init.xavier_uniform_(module.weight.flatten(1))  # of the same memory
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    grid_size = patch_grid_size(model.config.image_size, model.config.patch_size)
     for name, parameter in model.named_parameters():
-        if parameter.any():
-            continue
         if name.endswith(("position_embeddings", "decoder_pos_embed")):
             parameter.copy_(sincos_position_table(parameter.shape[-1], grid_size))
         elif name.endswith(("cls_token", "mask_token")):
-            parameter.normal_(std=config.initializer_range)
+            parameter.normal_(std=0.02)

@@ -59,7 +59,7 @@ def load_encoder(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 def random_encoder(config: PreTrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Make the model of a configuration with fresh weights, the same for the same seed.
 
-    The sin-cos positions and the cls token of a ViTMAE are filled in: Transformers 5.23 leaves them zero.
+    A ViTMAE is initialised as MAE's authors do, see `fill_vit_mae`.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
