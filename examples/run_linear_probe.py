@@ -4,7 +4,7 @@
 # ///
 """Compare frozen vision models by a linear probe and nearest neighbours on their features.
 
-    python examples/run_linear_probe.py --model_name_or_path outputs/demo --random_init --raw_pixels
+    python examples/run_linear_probe.py --model_name_or_path outputs/demo --raw_pixels --few_labels 1000 100
     python examples/run_linear_probe.py --model_name_or_path outputs/demo facebook/vit-mae-base facebook/dinov2-base \
         --dataset_name ORG/NAME --output_dir outputs/probes
 

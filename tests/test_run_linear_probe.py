@@ -145,6 +145,7 @@ def test_the_cache_is_used_until_something_changes(run, checkpoint, images, tmp_
         (["--layer", "4"], "`layer` must lie in [-4, 3]"),
         (["--k", "0"], "`k` must be at least 1, got 0"),
         (["--k", "41"], "`k` must be at most 40"),
+        (["--few_labels", "20", "41"], "`few_labels` 41: `count` must lie in [1, 40]"),
         (["--temperature", "0"], "`temperature` must be positive"),
         (["--device", "nowhere"], "`device` nowhere"),
         (["--label_column_name", "class"], "`label_column_name`: there is no column 'class'"),

@@ -56,6 +56,22 @@ def test_one_row_per_encoder_and_kind_of_features(encoder, images):
     assert (row["features"], row["layer"], row["norm"]) == ("mean", "1", "no")
 
 
+def test_few_labels_are_columns_of_their_own(encoder, images, monkeypatch):
+    (plain,) = compare([encoder], images, settings(features=["mean"]))
+    used, original = [], comparison.linear_probe
+
+    def linear_probe(train, train_labels, *others):
+        used.append(np.bincount(train_labels).tolist())
+        return original(train, train_labels, *others)
+
+    monkeypatch.setattr(comparison, "linear_probe", linear_probe)
+    row, pixels = compare([encoder], images, settings(features=["mean"], few_labels=[16, 10], raw_pixels=True))
+    assert used == [[10, 10], [8, 8], [5, 5]] * 2
+    assert {name: row[name] for name in plain} == plain
+    assert set(row) - set(plain) == {"C_16", "linear_16", "C_10", "linear_10"}
+    assert (pixels["linear_16"], pixels["linear_10"]) == (1.0, 1.0)
+
+
 def test_a_cache_is_filled_and_read(encoder, images, tmp_path, monkeypatch):
     cache = FeatureCache(tmp_path / "features")
     rows = compare([encoder], images, settings(), cache)
@@ -87,6 +103,9 @@ def test_everything_is_checked_before_features_are_extracted(encoder, images, mo
         compare([encoder], images, settings(k=21))
     with pytest.raises(ValueError, match=r"ours: `layer` must lie in \[-4, 3\]"):
         compare([encoder], images, settings(layer="4"))
+    for count, message in ((21, r"21: `count` must lie in \[1, 20\]"), (9, "9: `train_labels` must be at least 10")):
+        with pytest.raises(ValueError, match=f"`few_labels` {message}"):
+            compare([encoder], images, settings(few_labels=[10, count]))
     convnext = ConvNextModel(ConvNextConfig(hidden_sizes=[4, 4, 8, 8], depths=[1, 1, 1, 1])).eval()
     processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0)
     with pytest.raises(ValueError, match="`features`: theirs has no cls token, so there is no cls_mean"):

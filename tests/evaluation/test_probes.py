@@ -5,7 +5,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from crate_mae_hf.evaluation import probes
-from crate_mae_hf.evaluation.probes import C_GRID, linear_probe, nearest_neighbours
+from crate_mae_hf.evaluation.probes import C_GRID, draw_evenly, linear_probe, nearest_neighbours
 
 
 @pytest.fixture
@@ -50,6 +50,35 @@ def test_too_few_examples_get_a_clear_error(digits):
     few = np.concatenate([np.flatnonzero(train_y == c)[:2] for c in range(10)])
     with pytest.raises(ValueError, match=r"must be at least 50 for 10 classes.*got 20"):
         linear_probe(train_x[few], train_y[few], test_x, test_y)
+
+
+def test_examples_are_drawn_evenly_and_by_seed():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 30, 4]))
+    for count, expected in ((12, [4, 4, 4]), (20, [8, 8, 4]), (84, [50, 30, 4])):
+        drawn = draw_evenly(labels, count, seed=1)
+        assert np.bincount(labels[drawn]).tolist() == expected
+        assert len(set(drawn.tolist())) == count
+    assert sorted(np.bincount(labels[draw_evenly(labels, 11, seed=1)]).tolist()) == [3, 4, 4]
+    assert np.array_equal(draw_evenly(labels, 12, seed=1), draw_evenly(labels, 12, seed=1))
+    assert not np.array_equal(draw_evenly(labels, 12, seed=1), draw_evenly(labels, 12, seed=2))
+    assert set(draw_evenly(labels, 12, seed=1)) < set(draw_evenly(labels, 20, seed=1))
+    with pytest.raises(ValueError, match=r"`count` must lie in \[1, 84\].*got 85"):
+        draw_evenly(labels, 85, seed=1)
+
+
+def test_a_hundred_labels_do_for_ten_classes(digits, monkeypatch):
+    train_x, train_y, test_x, test_y = digits
+    few, fitted = draw_evenly(train_y, 100, seed=0), []
+
+    def fit_probe(C, features, labels):
+        fitted.append(labels)
+        return original(C, features, labels)
+
+    original = probes.fit_probe
+    monkeypatch.setattr(probes, "fit_probe", fit_probe)
+    assert linear_probe(train_x[few], train_y[few], test_x, test_y).accuracy > 0.75
+    assert [len(labels) for labels in fitted] == [80] * len(C_GRID) + [100]
+    assert all((np.bincount(labels) == len(labels) / 10).all() for labels in fitted)  # of each class alike
 
 
 def test_a_fit_that_does_not_converge_is_reported(digits, monkeypatch):

@@ -20,7 +20,7 @@ from ..tables import Row
 from .cache import FeatureCache, digest_bytes, feature_settings
 from .encoders import load_encoder, random_encoder
 from .features import FEATURES, available_features, extract_features, image_batches, select_features
-from .probes import check_labels, linear_probe, nearest_neighbours
+from .probes import check_labels, draw_evenly, linear_probe, nearest_neighbours
 
 
 @dataclass
@@ -46,9 +46,15 @@ class ProbeSettings:
     raw_pixels: bool = field(
         default=False, metadata={"help": "Add the pixels themselves, as the first model's image processor gives them."}
     )
+    few_labels: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Linear probes also on so many training images only, of each class alike."},
+    )
     k: int = field(default=20, metadata={"help": "Nearest neighbours that vote."})
     temperature: float = field(default=0.07, metadata={"help": "Of the neighbours' votes."})
-    seed: int = field(default=0, metadata={"help": "Decides fresh weights, and the images held out to choose C."})
+    seed: int = field(
+        default=0, metadata={"help": "Decides fresh weights, which labels are few, and on what C is chosen."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Images in memory at a time."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode and preprocess images."})
     device: str | None = field(default=None, metadata={"help": 'Where the models run; "cuda" where there is one.'})
@@ -172,8 +178,8 @@ def compare(
         cache: Cache that features are read from where they are, and else kept in.
 
     Returns:
-        One row per encoder and kind of features, with `"linear"` and `"knn"` the accuracies on the test images; the raw
-        pixels come last where they are asked for.
+        One row per encoder and kind of features, with `"linear"` and `"knn"` the accuracies on the test images, and
+        `"linear_N"` that of a linear probe on N training images; the raw pixels come last where they are asked for.
 
     Raises:
         ValueError: If a setting does not fit an encoder or the images; before any features are extracted.
@@ -181,6 +187,7 @@ def compare(
     num_train = len(images.splits["train"])
     if settings.k > num_train:
         raise ValueError(f"`k` must be at most {num_train}, the number of training images, got {settings.k}.")
+    drawn = _draw_few(images, settings)
     descriptions = [_describe(encoder, images, settings) for encoder in encoders]
     rows: list[Row] = []
     for encoder, description in zip(encoders, descriptions, strict=True):
@@ -188,11 +195,27 @@ def compare(
         names = settings.features or available_features(extracted["train"])
         for name in tqdm(names, desc=f"Probes of {encoder.name}"):
             selected = {split: select_features(parts, name) for split, parts in extracted.items()}
-            rows.append({**description, "features": name, **_probe(selected, images, settings)})
+            rows.append({**description, "features": name, **_probe(selected, images, settings, drawn)})
     if settings.raw_pixels:
         pixels = _read_pixels(encoders[0], images, settings)
-        rows.append({"model": "raw pixels", "features": "pixels", **_probe(pixels, images, settings)})
+        rows.append({"model": "raw pixels", "features": "pixels", **_probe(pixels, images, settings, drawn)})
     return rows
+
+
+def _draw_few(images: ProbeImages, settings: ProbeSettings) -> dict[int, np.ndarray]:
+    """Return which training images each number of few labels stands for.
+
+    Raises:
+        ValueError: If there are fewer, or they are too few for a probe.
+    """
+    labels, drawn = images.labels, {}
+    for count in settings.few_labels:
+        try:
+            drawn[count] = draw_evenly(labels["train"], count, settings.seed)
+            check_labels(labels["train"][drawn[count]], labels["test"])
+        except ValueError as error:
+            raise ValueError(f"`few_labels` {count}: {error}") from error
+    return drawn
 
 
 def _describe(encoder: Encoder, images: ProbeImages, settings: ProbeSettings) -> Row:
@@ -259,15 +282,19 @@ def _read_pixels(encoder: Encoder, images: ProbeImages, settings: ProbeSettings)
     }
 
 
-def _probe(features: dict[str, np.ndarray], images: ProbeImages, settings: ProbeSettings) -> Row:
-    """Return what both probes make of features, given for "train" and "test"."""
+def _probe(
+    features: dict[str, np.ndarray], images: ProbeImages, settings: ProbeSettings, drawn: dict[int, np.ndarray]
+) -> Row:
+    """Return what the probes make of features, given for "train" and "test"; linear ones also on the images drawn."""
     train, test, labels = features["train"], features["test"], images.labels
-    linear = linear_probe(train, labels["train"], test, labels["test"], settings.seed)
+    row: Row = {"width": train.shape[1]}
+    converged = True
+    chosen = {"": np.arange(len(train)), **{f"_{count}": few for count, few in drawn.items()}}
+    for suffix, few in chosen.items():
+        linear = linear_probe(train[few], labels["train"][few], test, labels["test"], settings.seed)
+        row |= {f"C{suffix}": linear.C, f"linear{suffix}": linear.accuracy}
+        converged &= linear.converged
     predicted = nearest_neighbours(train, labels["train"], test, settings.k, settings.temperature)
-    return {
-        "width": train.shape[1],
-        "C": linear.C,
-        "linear": linear.accuracy,
-        "knn": float((predicted == labels["test"]).mean()),
-        "converged": "yes" if linear.converged else "no",
-    }
+    row["knn"] = float((predicted == labels["test"]).mean())
+    row["converged"] = "yes" if converged else "no"
+    return row

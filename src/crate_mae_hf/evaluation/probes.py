@@ -61,6 +61,29 @@ def check_labels(train_labels: np.ndarray, test_labels: np.ndarray) -> None:
         )
 
 
+def draw_evenly(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draw examples, equally many of each class as far as there are, and return where they stand, in their order.
+
+    Those drawn for a smaller count are among those for a larger one.
+
+    Args:
+        labels: `(num_examples,)`.
+        count: Number of examples to draw.
+        seed: Seed that decides which.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    if not 1 <= count <= len(labels):
+        raise ValueError(f"`count` must lie in [1, {len(labels)}], the number of examples, got {count}.")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.empty(len(labels), dtype=np.int64)  # of each example within its class
+    for label in np.unique(labels):
+        members = labels[order] == label
+        turn[members] = np.arange(members.sum())
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
+
+
 def linear_probe(
     train_features: np.ndarray,
     train_labels: np.ndarray,
