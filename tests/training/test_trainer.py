@@ -1,4 +1,5 @@
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from crate_mae_hf import CrateMaeForPreTraining
+from crate_mae_hf.training import record
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer, NonFiniteLossError, SeedCallback
 
 
@@ -131,6 +133,37 @@ def test_a_resumed_run_reports_the_whole_run(train, tmp_path, save, logging_step
         assert again["train_loss"] == summary["train_loss"]
         saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["RunRecord"]
         assert again["train_runtime"] >= saved["attributes"]["seconds"] > 0
+
+
+def test_cpu_seconds_are_those_of_all_training_steps_and_of_no_evaluation(train, tmp_path, monkeypatch):
+    seconds = 0.0  # every batch takes one
+
+    def compute_loss(*args, **kwargs):
+        nonlocal seconds
+        seconds += 1
+        return original(*args, **kwargs)
+
+    original = MaskedAutoencoderTrainer.compute_loss
+    monkeypatch.setattr(MaskedAutoencoderTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(record, "user_cpu_seconds", lambda: seconds)
+    settings = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 2}
+    for name, checkpoint in (("whole", None), ("middle", "checkpoint-3"), ("end", "checkpoint-8")):
+        resume = checkpoint and str(tmp_path / "whole" / checkpoint)
+        (summary,) = [e for e in train(Images(), resume, name, **settings).state.log_history if "train_loss" in e]
+        assert summary["train_cpu_seconds"] == 8
+
+
+def test_the_data_loaders_workers_count(train):
+    class SlowImages(Images):
+        def __getitem__(self, index):
+            start = os.times().user
+            while os.times().user < start + 0.02:
+                sum(range(10**4))
+            return super().__getitem__(index)
+
+    trainer = train(SlowImages(), dataloader_num_workers=1, num_train_epochs=3)
+    (summary,) = [entry for entry in trainer.state.log_history if "train_loss" in entry]
+    assert summary["train_cpu_seconds"] > 3 * 16 * 0.02 * 0.9
 
 
 def test_a_run_of_steps_stops_there_when_it_is_resumed_at_its_end(train, tmp_path):

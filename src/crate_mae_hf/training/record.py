@@ -1,9 +1,12 @@
 """What checkpoints keep of a run, so that a resumed one reports what the unbroken one would."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -26,6 +29,17 @@ def mean_loss(log_history: Sequence[dict[str, Any]]) -> float | None:
     return total / last if last else None
 
 
+def user_cpu_seconds() -> float:
+    """Return the user CPU seconds of this process and of all that it started: data loader workers, running or ended."""
+    own = os.times()
+    total = own.user + own.children_user  # of children that have ended
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.children_user
+    return total
+
+
 def read_settings(state: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that decide its draws, off what a trainer_state.json holds."""
     return saved_attributes(state.get("stateful_callbacks", {})).get("settings", {})
@@ -40,8 +54,8 @@ class RunRecord(TrainerCallback, ExportableState):
     """Keeps the time and the settings of a run in its checkpoints, and logs before each so that no loss is left out."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # of the run up to the checkpoint that it was resumed from
-        self.started = time.perf_counter()
+        self.seconds = self.cpu_seconds = 0.0  # of the run up to the checkpoint that it was resumed from
+        self.started, self.cpu_started = time.perf_counter(), user_cpu_seconds()
         self.settings: dict[str, Any] = {}
         self.first_step = 0
 
@@ -49,9 +63,23 @@ class RunRecord(TrainerCallback, ExportableState):
         """Return how many seconds the run has taken, without what an interruption undid."""
         return self.seconds + time.perf_counter() - self.started
 
+    def elapsed_cpu(self) -> float:
+        """Return how many user CPU seconds the run has taken, as `elapsed`, and without what `uncounted` leaves out."""
+        return self.cpu_seconds + user_cpu_seconds() - self.cpu_started
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Context manager: CPU seconds that are none of training."""
+        before = user_cpu_seconds()
+        try:
+            yield
+        finally:
+            self.cpu_started += user_cpu_seconds() - before
+
     def state(self) -> dict[str, Any]:
         """Return what goes into a checkpoint."""
-        return {"args": {}, "attributes": {"seconds": self.elapsed(), "settings": self.settings}}
+        times = {"seconds": self.elapsed(), "cpu_seconds": self.elapsed_cpu()}
+        return {"args": {}, "attributes": {**times, "settings": self.settings}}
 
     def on_train_begin(
         self,
@@ -66,6 +94,7 @@ class RunRecord(TrainerCallback, ExportableState):
         is_stream = isinstance(getattr(train_dataloader, "dataset", None), torch.utils.data.IterableDataset)
         self.first_step = state.global_step
         self.seconds, self.started = saved.get("seconds", 0.0), time.perf_counter()
+        self.cpu_seconds, self.cpu_started = saved.get("cpu_seconds", 0.0), user_cpu_seconds()
         self.settings = {"seed": args.seed}
         if is_stream:
             self.settings["dataloader_num_workers"] = args.dataloader_num_workers

@@ -42,13 +42,24 @@ class SeedCallback(TrainerCallback):
 class SeededTrainer(Trainer):
     """Transformers' Trainer, with new draws in every epoch and rank, and a stop at the first non-finite loss.
 
-    A resumed run is the unbroken one: it stops at the same step, and its loss and time are those of the whole run.
+    A resumed run is the unbroken one: it stops at the same step, and its loss and time are those of the whole run. Its
+    metrics have `train_cpu_seconds`: user CPU seconds of this process and its data loader workers, without those of
+    evaluations in between.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.add_callback(SeedCallback(self.train_dataset))
         self.add_callback(RunRecord())
+
+    @property
+    def record(self) -> RunRecord:
+        """What checkpoints keep of the run."""
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, RunRecord))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.record.uncounted():
+            return super().evaluate(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         if self.state.global_step >= self.state.max_steps:  # Trainer asks only after a step, as when it has resumed
@@ -61,8 +72,8 @@ class SeededTrainer(Trainer):
             del logs["train_loss"]
             if (loss := mean_loss(self.state.log_history)) is not None:
                 logs["train_loss"] = loss
-            record = next(each for each in self.callback_handler.callbacks if isinstance(each, RunRecord))
-            logs["train_runtime"] = round(record.elapsed(), 4)
+            logs["train_runtime"] = round(self.record.elapsed(), 4)
+            logs["train_cpu_seconds"] = round(self.record.elapsed_cpu(), 4)
         super().log(logs, start_time)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -89,10 +100,9 @@ class SeededTrainer(Trainer):
                 "The images themselves are not finite: look at `image_mean` and `image_std` of the image processor, "
                 "and at the images."
             )
-        first_step = next(each for each in self.callback_handler.callbacks if isinstance(each, RunRecord)).first_step
         weights = cast(nn.Module, self.model).named_parameters()
         broken = [name for name, weight in weights if not weight.isfinite().all()]
-        if broken and self.state.global_step == first_step:
+        if broken and self.state.global_step == self.record.first_step:
             return (
                 f"The model was not finite from the start: {len(broken)} of its weights are not, among them "
                 f"{broken[0]}. The checkpoint that it comes from is damaged, or its training had failed."
