@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from transformers import AutoModel, ViTMAEForPreTraining
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining, CrateMaeImageProcessor
+from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHAPE = {"image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 16, "num_attention_heads": 2}
@@ -92,25 +90,3 @@ def test_a_missing_step_is_run_and_its_failure_ends_the_script(config, tmp_path,
     assert len(commands) == 1
     assert commands[0][0].endswith("run_image_classification.py")
     assert commands[0][commands[0].index("--model_type") + 1] == "vit"
-
-
-def test_vit_mae_baseline(config, tmp_path, monkeypatch):
-    baseline = load_script("vit_mae_baseline")
-    CrateMaeForPreTraining(config).save_pretrained(tmp_path / "crate_mae")
-    CrateMaeImageProcessor.from_config(config).save_pretrained(tmp_path / "crate_mae")
-    recipe = yaml.safe_load(baseline.RECIPE.read_text())
-    recipe |= {"max_steps": 2, "max_train_samples": 8, "max_eval_samples": 4, "per_device_train_batch_size": 4}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"use_cpu": True, "dataloader_num_workers": 0}))
-    monkeypatch.setattr(baseline, "RECIPE", tmp_path / "recipe.yaml")
-    output = tmp_path / "vit_mae"
-    monkeypatch.setattr(
-        sys, "argv", ["vit_mae_baseline.py", str(tmp_path / "crate_mae"), "--output_dir", str(output), "--seed", "1"]
-    )
-    baseline.main()
-    model = ViTMAEForPreTraining.from_pretrained(output)
-    assert (model.config.hidden_size, model.config.num_hidden_layers) == (16, 2)
-    assert (model.config.mask_ratio, model.config.norm_pix_loss) == (config.mask_ratio, config.norm_pix_loss)
-    assert all(parameter.any() for name, parameter in model.named_parameters() if "pos" in name or "token" in name)
-    AutoModel.from_pretrained(output)
-    with pytest.raises(ValueError, match="holds a finished run"):
-        baseline.main()

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from crate_mae_hf import CrateMaeForPreTraining
-from crate_mae_hf.evaluation.reconstruction import inpaint, reconstruction_errors
+from crate_mae_hf.evaluation.reconstruction import inpaint, masked_error, reconstruction_errors
 
 
 def test_inpainting_a_plane_is_exact():
@@ -60,3 +61,21 @@ def test_inpainting_beats_the_mean_on_smooth_images(config):
     ]
     errors = reconstruction_errors(CrateMaeForPreTraining(config), items, items)
     assert errors["inpainting"] < 0.5 * errors["mean_patch"]
+
+
+def test_masked_error_of_either_autoencoder_is_its_loss(config):
+    config.mask_ratio = 0.5
+    vit_mae = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, image_size=32,
+            patch_size=8, decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+            decoder_intermediate_size=32, norm_pix_loss=True, mask_ratio=0.75,
+        )
+    )  # fmt: skip
+    items = [{"pixel_values": torch.randn(3, 32, 32), "noise": torch.rand(16)} for _ in range(5)]
+    (batch,) = torch.utils.data.DataLoader(items, batch_size=5)
+    for model in (CrateMaeForPreTraining(config), vit_mae):
+        model.train()
+        error = masked_error(model, items, batch_size=2)
+        assert model.training
+        assert error == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-5)

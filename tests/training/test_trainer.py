@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, ViTMAEConfig, ViTMAEForPreTraining
 
 from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.training import record
-from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer, NonFiniteLossError, SeedCallback
+from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer, NonFiniteLossError, SeedCallback, SeededTrainer
 
 
 class Images(torch.utils.data.Dataset):
@@ -115,6 +115,34 @@ def test_resuming_gives_the_unbroken_run(train, with_noise, tmp_path):
     resumed = train(Images(with_noise), name="resumed", resume=str(tmp_path / "whole" / "checkpoint-3"))
     torch.testing.assert_close(weights(resumed), weights(whole), atol=0, rtol=0)
     assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_vit_mae_is_resumed_and_its_best_weights_are_loaded(tmp_path, best):
+    """Transformers saves it under names that are not those of its modules."""
+    vit_mae = ViTMAEConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+    )  # fmt: skip
+    states = []
+    for resume in (None, str(tmp_path / "0" / "checkpoint-4")):
+        torch.manual_seed(len(states))
+        model = ViTMAEForPreTraining(vit_mae)
+        settings = (
+            {"eval_strategy": "steps", "metric_for_best_model": "loss", "greater_is_better": True} if best else {}
+        )
+        arguments = TrainingArguments(
+            str(tmp_path / str(len(states))), per_device_train_batch_size=4, max_steps=8, use_cpu=True,
+            save_steps=4, eval_steps=4, disable_tqdm=True, dataloader_pin_memory=False, label_names=["pixel_values"],
+            learning_rate=1e-3, load_best_model_at_end=best, **settings,
+        )  # fmt: skip
+        images = Images()
+        SeededTrainer(model, arguments, train_dataset=images, eval_dataset=images).train(resume_from_checkpoint=resume)
+        states.append(model.state_dict())
+    middle = ViTMAEForPreTraining.from_pretrained(tmp_path / "0" / "checkpoint-4").state_dict()
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert best == all(torch.equal(middle[name], value) for name, value in states[0].items())
 
 
 @pytest.mark.parametrize("save", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 3}])

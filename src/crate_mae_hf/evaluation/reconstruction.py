@@ -5,8 +5,9 @@ import torch
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from ..adapters import inference
+from ..adapters import inference, masked_pass
 from ..modeling_crate_mae import CrateMaeForPreTraining
 
 
@@ -80,3 +81,21 @@ def reconstruction_errors(
         for name, prediction in predictions.items():
             errors[name].append(model.patch_errors(pixel_values, prediction)[mask])
     return {name: float(torch.cat(values).mean()) for name, values in errors.items()}
+
+
+def masked_error(autoencoder: PreTrainedModel, eval_dataset: Dataset, batch_size: int = 250) -> float:
+    """Mean squared error over masked patches, in the space of the model's loss.
+
+    Args:
+        autoencoder: CRATE-MAE or ViTMAE with its decoder; put into evaluation mode and left in the mode it had.
+        eval_dataset: Items with `pixel_values` and the `noise` that decides their mask, by the model's own mask ratio.
+        batch_size: Images at a time.
+    """
+    errors = []
+    for batch in tqdm(DataLoader(eval_dataset, batch_size), desc="Masked error"):
+        with inference(autoencoder):
+            result = masked_pass(
+                autoencoder, batch["pixel_values"].to(autoencoder.device), batch["noise"].to(autoencoder.device)
+            )
+        errors.append(result.errors[result.mask.bool()])
+    return float(torch.cat(errors).mean())

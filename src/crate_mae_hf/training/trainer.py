@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.seeded import SeededDataset
 from .checkpoints import last_complete_checkpoint
@@ -60,6 +60,22 @@ class SeededTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.record.uncounted():
             return super().evaluate(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Trainer takes names of weights as they stand in the file, and would leave out those of a ViT or ViTMAE:
+        # Transformers 5.23 saves these under their former names, which `from_pretrained` knows.
+        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if is_whole and isinstance(self.model, PreTrainedModel):
+            loaded = type(self.model).from_pretrained(resume_from_checkpoint)
+            self.model.load_state_dict(loaded.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         if self.state.global_step >= self.state.max_steps:  # Trainer asks only after a step, as when it has resumed
