@@ -2,11 +2,11 @@
 
 import importlib.util
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import ViTMAEConfig
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification
 
@@ -31,45 +31,93 @@ def write_seed(folder: Path, config: CrateMaeConfig, accuracy: float) -> None:
     """Write what the steps of a seed leave, as far as it is read."""
     for name in ("demo", "vit_mae", "fine_tuned", "from_scratch", "crate", "vit"):
         (folder / name).mkdir(parents=True)
-        results = {"train_runtime": 100.0, "eval_accuracy": accuracy}
+        results = {"train_cpu_seconds": 100 * accuracy, "eval_accuracy": accuracy, "epoch": 5.0}
         for file in ("all_results.json", "eval_results.json"):
-            (folder / name / file).write_text(json.dumps(results))
-        history = [{"step": 1, "loss": 1.0}, {"step": 1, "eval_runtime": 2.5}, {"step": 2, "eval_runtime": 7.5}]
-        (folder / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+            (folder / name / file).write_text(json.dumps(results | {"eval_masked_error": 0.6}))
         if name not in ("demo", "vit_mae"):
             CrateMaeForImageClassification(config).save_pretrained(folder / name)
-    (folder / "demo" / "metrics.json").write_text("{}")
+    config.save_pretrained(folder / "demo")
+    ViTMAEConfig(mask_ratio=0.75).save_pretrained(folder / "vit_mae")
+    (folder / "demo" / "metrics.json").write_text(json.dumps({"masked_error": {"model": accuracy / 2}}))
     (folder / "probes").mkdir()
+    probes = {"linear": accuracy, "linear_1000": accuracy - 0.1, "linear_100": accuracy - 0.2, "knn": 0.7}
     rows = [
-        {"model": str(folder / model), "weights": weights, "linear": accuracy, "parameters": 7}
+        {"model": str(folder / model), "weights": weights, "features": features, "parameters": 7, **probes}
         for model in ("demo", "vit_mae")
         for weights in ("trained", "random")
+        for features in ("mean", "cls_mean")
     ]
-    rows.append({"model": "raw pixels", "linear": accuracy / 2})
+    rows.append({"model": "raw pixels", "features": "pixels", **probes})
     (folder / "probes" / "results.json").write_text(json.dumps({"results": rows}))
 
 
-def test_table_of_results(config, tmp_path, monkeypatch, capsys):
-    results = load_script("results")
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the script in this process, for seeds of which all is there, and return what it wrote."""
+
+    def run(*seeds: int) -> dict:
+        results = load_script("results")
+        monkeypatch.setattr(results, "run_script", lambda *args: pytest.fail("a finished step was repeated"))
+        monkeypatch.setattr(sys, "argv", ["results.py", "--output_dir", str(tmp_path), "--seeds", *map(str, seeds)])
+        results.main()
+        return json.loads((tmp_path / "results.json").read_text())
+
+    return run
+
+
+def test_tables_of_results(run, config, tmp_path, capsys):
     for seed, accuracy in ((1, 0.8), (2, 0.9)):
         write_seed(tmp_path / f"seed_{seed}", config, accuracy)
-    monkeypatch.setattr(results, "run_script", lambda *args: pytest.fail("a finished step was repeated"))
-    monkeypatch.setattr(sys, "argv", ["results.py", "--output_dir", str(tmp_path), "--seeds", "1", "2"])
-    results.main()
-    written = json.loads((tmp_path / "results.json").read_text())
-    table = {row["model"]: row for row in written["results"]}
-    assert len(table) == 9
-    tuned = table["CRATE-MAE, fine-tuned from the pre-trained"]
-    assert tuned["test accuracy"] == pytest.approx(0.85)
-    assert tuned["spread"] == pytest.approx(0.05 * 2**0.5)
-    assert tuned["training seconds"] == 90  # evaluations do not count
-    assert tuned["parameters"] == CrateMaeForImageClassification(config).num_parameters()
-    assert table["raw pixels, linear probe"]["test accuracy"] == pytest.approx(0.425)
-    assert "training seconds" not in table["CRATE-MAE, random weights, linear probe"]
-    assert any("run_linear_probe.py" in command and "--seed 2" in command for command in written["commands"]["2"])
-    lines = [re.sub(" +", " ", line) for line in (tmp_path / "results.md").read_text().splitlines()]
-    assert "| raw pixels, linear probe | 0.425 | 0.03536 | | |" in lines
-    assert "Written to" in capsys.readouterr().out
+    written = run(1, 2)
+    encoders = {(row["model"], row["features"]): row for row in written["results"]["Pre-trained encoders"]}
+    names = [f"{model}{weights}" for model in ("CRATE-MAE", "ViTMAE") for weights in ("", ", random weights")]
+    features = [(name, kind) for name in names for kind in ("mean", "cls_mean")]
+    assert list(encoders) == [*features, ("raw pixels", "pixels")]
+    probed = {"all labels": "0.8500 ± 0.0707", "1,000 labels": "0.7500 ± 0.0707", "100 labels": "0.6500 ± 0.0707"}
+    assert encoders["CRATE-MAE", "mean"] == {
+        "model": "CRATE-MAE",
+        "features": "mean",
+        "encoder parameters": "7",
+        "CPU seconds": "85 ± 7",
+        "masked error": "0.4250 ± 0.0354",
+        "at mask ratio": "0.5",
+        **probed,
+        "k-NN": "0.7",
+    }
+    assert encoders["ViTMAE", "cls_mean"].items() >= {"masked error": "0.6", "at mask ratio": "0.75", **probed}.items()
+    assert not {"CPU seconds", "masked error"} & encoders["ViTMAE, random weights", "mean"].keys()
+    assert encoders["raw pixels", "pixels"] == {"model": "raw pixels", "features": "pixels", **probed, "k-NN": "0.7"}
+
+    tuned, *others = written["results"]["Trained on the labels"]
+    assert len(others) == 3
+    assert tuned == {
+        "model": "CRATE-MAE, fine-tuned from the pre-trained",
+        "parameters": str(CrateMaeForImageClassification(config).num_parameters()),
+        "epochs": "5",
+        "CPU seconds": "85 ± 7",
+        "test accuracy": "0.8500 ± 0.0707",
+    }
+    assert [written["seeds"]["Trained on the labels"][seed][0]["test accuracy"] for seed in ("1", "2")] == [0.8, 0.9]
+    (probing,) = [command for command in written["commands"]["2"] if "run_linear_probe.py" in command]
+    assert "--features mean cls_mean --few_labels 1000 100 --seed 2" in probing
+
+    for text in ((tmp_path / "results.md").read_text(), capsys.readouterr().out):
+        assert text.index("standard deviation over seeds") < text.index("encoder parameters")
+        assert text.index("encoder parameters") < text.index("test accuracy")
+        assert "**" not in text
+
+
+def test_one_seed_has_no_spread(run, config, tmp_path):
+    write_seed(tmp_path / "seed_1", config, 0.8)
+    row = run(1)["results"]["Pre-trained encoders"][0]
+    assert (row["all labels"], row["CPU seconds"]) == ("0.8", "80")
+
+
+def test_results_of_an_earlier_version_are_pointed_out(run, config, tmp_path):
+    write_seed(tmp_path / "seed_1", config, 0.8)
+    (tmp_path / "seed_1" / "vit_mae" / "all_results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"all_results.json has no `eval_masked_error`, it is of an earlier version"):
+        run(1)
 
 
 def test_a_missing_step_is_run_and_its_failure_ends_the_script(config, tmp_path, monkeypatch):
