@@ -69,7 +69,7 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
     probe = ["--random_init", "--raw_pixels", "--features", "mean", "cls_mean", "--few_labels", *FEW_LABELS]
     steps: dict[str, tuple[str, list[Any]]] = {
         "demo": ("metrics.json", ["demo.py", *seeded]),
-        "vit_mae": ("eval_results.json", ["vit_mae_baseline.py", demo, *seeded]),
+        "vit_mae": ("eval_results.json", ["vit_mae_baseline.py", demo, "--dataset_name", DATA, *seeded]),
         "probes": (
             "results.json",
             ["run_linear_probe.py", "--model_name_or_path", demo, vit_mae, *probe, *seeded],
