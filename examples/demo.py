@@ -14,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-from transformers import AutoImageProcessor, AutoModelForPreTraining, set_seed
+from transformers import AutoImageProcessor, AutoModelForPreTraining
 
-from crate_mae_hf import CrateMaeForPreTraining, CrateMaeImageProcessor
+from crate_mae_hf import pretrained
 from crate_mae_hf.analysis.figures import reconstruction_grid
-from crate_mae_hf.analysis.reconstruction import reconstruct
 from crate_mae_hf.cli import clear_errors
-from crate_mae_hf.data.augmentation import build_eval_transform
-from crate_mae_hf.data.masks import MaskingDataset
-from crate_mae_hf.evaluation.comparison import Encoder, ProbeImages, ProbeSettings, compare
-from crate_mae_hf.evaluation.reconstruction import reconstruction_errors
+from crate_mae_hf.evaluation.autoencoder import measure_autoencoder, reconstruct_some
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.tables import text_table
 from crate_mae_hf.training.checkpoints import last_complete_checkpoint, read_state
@@ -36,6 +31,8 @@ EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
 QUICK = {"max_steps": 10, "max_train_samples": 600, "max_eval_samples": 200}
 NUM_PICTURES = 8
+FEW_LABELS = [1000, 100]
+SHIPPED = pretrained.path("fashion_mnist")
 
 
 def check_same_run(output_dir: Path, found: tuple[Any, bool], seed: int, quick: bool) -> None:
@@ -82,55 +79,25 @@ def load_images(quick: bool) -> dict[str, datasets.Dataset]:
     return splits
 
 
-def probe_accuracies(
-    model: CrateMaeForPreTraining,
-    random_model: CrateMaeForPreTraining,
-    processor: CrateMaeImageProcessor,
-    splits: dict[str, datasets.Dataset],
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """Probe both models' features and the raw pixels; {what: {features: accuracy}}."""
-    encoders = [
-        Encoder("pre-trained", "trained", model.crate_mae, processor),
-        Encoder("random weights", "random", random_model.crate_mae, processor),
-    ]
-    settings = ProbeSettings(raw_pixels=True, seed=seed, batch_size=250, device="cpu")
-    accuracies: dict[str, dict[str, float]] = {}
-    for row in compare(encoders, ProbeImages(splits["train"], splits["test"]), settings):
-        accuracies.setdefault(row["model"], {})[row["features"]] = row["linear"]
-    return accuracies
-
-
-def draw(
-    model: CrateMaeForPreTraining, processor: CrateMaeImageProcessor, images: MaskingDataset, output_dir: Path
-) -> None:
-    """Draw some reconstructions and the loss of the run."""
-    items = [images[index] for index in range(NUM_PICTURES)]
-    pixel_values, noise = (torch.stack([item[key] for item in items]) for key in ("pixel_values", "noise"))
-    reconstruction = reconstruct(
-        model,
-        pixel_values,
-        bool_masked_pos=model.sample_mask(noise),
-        statistics="visible" if model.config.norm_pix_loss else "none",
-    )
-    grid = reconstruction_grid(reconstruction, processor.image_mean, processor.image_std)
-    grid.savefig(output_dir / "reconstruction.png", dpi=150)
-    state = json.loads((output_dir / "trainer_state.json").read_text())
-    loss_curve(state["log_history"]).savefig(output_dir / "loss_curve.png", dpi=150)
-
-
 def report(output_dir: Path, metrics: dict[str, Any], num_images: int) -> None:
-    """Print what was measured, and where everything is."""
-    errors, accuracies = metrics["masked_error"], metrics["linear_probe_accuracy"]
+    """Print what was measured beside the same of the checkpoint that ships, and where everything is."""
+    shipped = json.loads((SHIPPED / "metrics.json").read_text())
+    errors = {"the checkpoint that ships": shipped["masked_error"]["model"], **metrics["masked_error"]}
     print(f"\nHeld-out error over masked patches ({num_images} images)\n")
     print(text_table([{"prediction": name.replace("_", " "), "error": f"{e:.4f}"} for name, e in errors.items()]))
     print(f"\n{-metrics['masked_error_below_better_baseline']:+.1%} against the better baseline")
-    print("\nLinear probe, test accuracy\n")
+    accuracies = {"the checkpoint that ships": shipped["probe_accuracy"]["pre-trained"], **metrics["probe_accuracy"]}
+    print("\nTest accuracy of linear probes, with all labels and with few, and of nearest neighbours\n")
     print(
         text_table(
-            [{"features of": what, **{k: f"{a:.4f}" for k, a in kinds.items()}} for what, kinds in accuracies.items()]
+            [
+                {"features of": what, "features": kind, **{name: f"{value:.4f}" for name, value in probes.items()}}
+                for what, kinds in accuracies.items()
+                for kind, probes in kinds.items()
+            ]
         )
     )
+    print(f"\nThe checkpoint that ships was trained on all 60,000 training images, and longer: {SHIPPED / 'README.md'}")
     print("\nWritten")
     for name in (
         "model.safetensors",
@@ -149,26 +116,23 @@ def measure(output_dir: Path, seed: int, quick: bool) -> dict[str, Any]:
     """Measure the model in the output folder, and draw what it does."""
     model = AutoModelForPreTraining.from_pretrained(output_dir)
     processor = AutoImageProcessor.from_pretrained(output_dir)
-    set_seed(seed)
-    random_model = CrateMaeForPreTraining(model.config).eval()
     splits = load_images(quick)
-    transform = build_eval_transform(processor)
-    masked = {name: MaskingDataset(split, transform, model.config, seed) for name, split in splits.items()}
-    errors = reconstruction_errors(model, masked["train"], masked["test"])
-    accuracies = probe_accuracies(model, random_model, processor, splits, seed)
-    draw(model, processor, masked["test"], output_dir)
-
+    measured = measure_autoencoder(
+        model, processor, splits["train"], splits["test"], FEW_LABELS[1:] if quick else FEW_LABELS, seed
+    )
+    reconstruction = reconstruct_some(model, processor, splits["test"], NUM_PICTURES, seed)
+    grid = reconstruction_grid(reconstruction, processor.image_mean, processor.image_std)
+    grid.savefig(output_dir / "reconstruction.png", dpi=150)
+    state = read_state(output_dir)
+    loss_curve(state["log_history"]).savefig(output_dir / "loss_curve.png", dpi=150)
     training = json.loads((output_dir / "all_results.json").read_text())
-    better = min(errors["mean_patch"], errors["inpainting"])
     return {
         "seed": seed,
         "quick": quick,
         "parameters": model.num_parameters(only_trainable=True),
         "training_seconds": training["train_runtime"],
         "epochs": training["epoch"],
-        "masked_error": errors,
-        "masked_error_below_better_baseline": 1 - errors["model"] / better,
-        "linear_probe_accuracy": accuracies,
+        **measured,
         "versions": library_versions(),
     }
 

@@ -97,6 +97,16 @@ def test_card_of_a_crate(crate):
         assert absent not in card.text, absent
 
 
+def test_card_of_a_folder_without_code(pretrained):
+    config = json.loads((pretrained / "config.json").read_text())
+    del config["auto_map"]
+    (pretrained / "config.json").write_text(json.dumps(config))
+    card = create_model_card(pretrained, model_id="somebody/crate-mae-micro")
+    assert "trust_remote_code" not in card.text
+    assert "import crate_mae_hf  # registers the Auto classes\nfrom transformers import" in card.text
+    assert 'AutoModelForPreTraining.from_pretrained("somebody/crate-mae-micro")' in card.text
+
+
 def test_card_with_metrics_of_the_caller(classifier):
     (classifier / "metrics.json").write_text('{"eval_loss": 9.0}')
     card = create_model_card(classifier, data="Pictures of pets.", metrics={"eval_accuracy": 0.75})

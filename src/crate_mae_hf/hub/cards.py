@@ -151,6 +151,7 @@ def create_model_card(
         citation=row.citation,
         picture=PICTURE if (folder / PICTURE).is_file() else None,
         model_id=model_id,
+        has_code="auto_map" in read_json(folder / "config.json"),
         model=describe_model(config, architecture, kind),
         data=" ".join(filter(None, (link, data))),
         recipe={**(recipe or {}), **trained},
