@@ -266,7 +266,7 @@ def test_quick_demo(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert set(metrics["masked_error"]) == {"model", "mean_patch", "inpainting"}
-    assert set(metrics["linear_probe_accuracy"]) == {"pre-trained", "random weights", "raw pixels"}
+    assert set(metrics["probe_accuracy"]) == {"pre-trained", "random weights", "raw pixels"}
     for name in ("reconstruction.png", "loss_curve.png"):
         with PIL.Image.open(tmp_path / "demo" / name) as picture:
             assert picture.size[0] > 500
