@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 
 from crate_mae_hf.analysis.figures import reconstruction_grid
 from crate_mae_hf.cli import clear_errors
-from crate_mae_hf.data.decoding import decode
+from crate_mae_hf.data.images import decode
 from crate_mae_hf.evaluation.autoencoder import measure_autoencoder, reconstruct_some
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.hub import create_model_card
@@ -36,9 +36,11 @@ EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
 RECIPE = EXAMPLES / "recipes" / "fashion_mnist.yaml"
 SHIPPED = "src/crate_mae_hf/pretrained/fashion_mnist"
-DESCRIPTION = """The 60,000 training images of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, (c) 2017 Zalando
-SE, MIT licence), without their labels. Masked errors and probes are measured on the sample that comes with the package:
-10,000 of the training images to learn from, with labels, and 2,000 test images."""
+DESCRIPTION = (
+    "The 60,000 training images of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, (c) 2017 Zalando SE, MIT "
+    "licence), without their labels. Masked errors and probes are measured on the sample that comes with the package: "
+    "10,000 of the training images to learn from, with labels, and 2,000 test images."
+)
 NUM_IMAGES = 8
 SEED = 42
 

@@ -71,8 +71,9 @@ def reconstruct_some(
 
     Brightness and contrast of patches, which the targets lack with `norm_pix_loss`, are taken from visible ones.
     """
-    masked = MaskingDataset(images.select(range(count)), build_eval_transform(processor), model.config, seed)
-    pixel_values, noise = (torch.stack([item[name] for item in masked]) for name in ("pixel_values", "noise"))
+    masked = MaskingDataset(images, build_eval_transform(processor), model.config, seed)
+    items = [masked[index] for index in range(count)]
+    pixel_values, noise = (torch.stack([item[name] for item in items]) for name in ("pixel_values", "noise"))
     return reconstruct(
         model,
         pixel_values,
