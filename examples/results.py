@@ -66,7 +66,7 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
     vit = ["--model_type", "vit", "--config_overrides", f"{shape},intermediate_size={4 * width}"]
     demo, vit_mae, seeded = folder / "demo", folder / "vit_mae", ["--seed", seed]
     classify = ["--dataset_name", DATA, "--resume_from_checkpoint", "auto", *seeded]
-    probe = ["--random_init", "--raw_pixels", "--features", "mean", "cls_mean", "--few_labels", *FEW_LABELS]
+    probe = ["--random_init", "--raw_pixels", "--features", "mean", "cls_mean", "grid", "--few_labels", *FEW_LABELS]
     steps: dict[str, tuple[str, list[Any]]] = {
         "demo": ("metrics.json", ["demo.py", *seeded]),
         "vit_mae": ("eval_results.json", ["vit_mae_baseline.py", demo, "--dataset_name", DATA, *seeded]),

@@ -45,7 +45,7 @@ def write_seed(folder: Path, config: CrateMaeConfig, accuracy: float) -> None:
         {"model": str(folder / model), "weights": weights, "features": features, "parameters": 7, **probes}
         for model in ("demo", "vit_mae")
         for weights in ("trained", "random")
-        for features in ("mean", "cls_mean")
+        for features in ("mean", "cls_mean", "grid")
     ]
     rows.append({"model": "raw pixels", "features": "pixels", **probes})
     (folder / "probes" / "results.json").write_text(json.dumps({"results": rows}))
@@ -71,7 +71,7 @@ def test_tables_of_results(run, config, tmp_path, capsys):
     written = run(1, 2)
     encoders = {(row["model"], row["features"]): row for row in written["results"]["Pre-trained encoders"]}
     names = [f"{model}{weights}" for model in ("CRATE-MAE", "ViTMAE") for weights in ("", ", random weights")]
-    features = [(name, kind) for name in names for kind in ("mean", "cls_mean")]
+    features = [(name, kind) for name in names for kind in ("mean", "cls_mean", "grid")]
     assert list(encoders) == [*features, ("raw pixels", "pixels")]
     probed = {"all labels": "0.8500 ± 0.0707", "1,000 labels": "0.7500 ± 0.0707", "100 labels": "0.6500 ± 0.0707"}
     assert encoders["CRATE-MAE", "mean"] == {
@@ -99,7 +99,7 @@ def test_tables_of_results(run, config, tmp_path, capsys):
     }
     assert [written["seeds"]["Trained on the labels"][seed][0]["test accuracy"] for seed in ("1", "2")] == [0.8, 0.9]
     (probing,) = [command for command in written["commands"]["2"] if "run_linear_probe.py" in command]
-    assert "--features mean cls_mean --few_labels 1000 100 --seed 2" in probing
+    assert "--features mean cls_mean grid --few_labels 1000 100 --seed 2" in probing
 
     for text in ((tmp_path / "results.md").read_text(), capsys.readouterr().out):
         assert text.index("standard deviation over seeds") < text.index("encoder parameters")

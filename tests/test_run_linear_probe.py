@@ -73,7 +73,7 @@ def test_a_comparison(run, checkpoint, tmp_path, capsys):
     ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0).save_pretrained(tmp_path / "convnext")
     results = run(checkpoint, tmp_path / "vit", tmp_path / "convnext", flags=["--random_init", "--raw_pixels"])
     found = [(Path(row["model"]).name, row.get("weights"), row["features"], row["width"]) for row in results["results"]]
-    tokens = [("cls", 1), ("mean", 1), ("cls_mean", 2)]
+    tokens = [("cls", 1), ("mean", 1), ("cls_mean", 2), ("grid", 4)]
     assert found == [
         (name, weights, kind, times * width)
         for name, width, kinds in (("model", 32, tokens), ("vit", 16, tokens), ("convnext", 8, [("mean", 1)]))
@@ -140,7 +140,7 @@ def test_the_cache_is_used_until_something_changes(run, checkpoint, images, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--features", "mean", "avg"], "`features` must be of cls, mean, cls_mean, got avg"),
+        (["--features", "mean", "avg"], "`features` must be of cls, mean, cls_mean, grid, got avg"),
         (["--layer", "first"], "`layer` must be an integer or \"last\", got 'first'"),
         (["--layer", "4"], "`layer` must lie in [-4, 3]"),
         (["--k", "0"], "`k` must be at least 1, got 0"),

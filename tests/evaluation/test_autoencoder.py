@@ -34,7 +34,7 @@ def test_errors_and_probes_of_an_autoencoder(config, images):
     assert measured["masked_error_below_better_baseline"] == pytest.approx(1 - errors["model"] / better)
     accuracies = measured["probe_accuracy"]
     assert list(accuracies) == ["pre-trained", "random weights", "raw pixels"]
-    assert list(accuracies["pre-trained"]) == ["cls", "mean", "cls_mean"]
+    assert list(accuracies["pre-trained"]) == ["cls", "mean", "cls_mean", "grid"]
     assert set(accuracies["pre-trained"]["mean"]) == {"linear", "linear_20", "knn"}
     assert accuracies["raw pixels"]["pixels"] == {"linear": 1.0, "linear_20": 1.0, "knn": 1.0}
     torch.rand(7)  # the seed alone decides

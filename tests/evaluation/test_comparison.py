@@ -47,6 +47,7 @@ def test_one_row_per_encoder_and_kind_of_features(encoder, images):
         ("ours", "cls", 32),
         ("ours", "mean", 32),
         ("ours", "cls_mean", 64),
+        ("ours", "grid", 128),
         ("raw pixels", "pixels", 3 * 32 * 32),
     ]
     assert rows[0]["weights"] == "trained"
@@ -110,6 +111,8 @@ def test_everything_is_checked_before_features_are_extracted(encoder, images, mo
     processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0)
     with pytest.raises(ValueError, match="`features`: theirs has no cls token, so there is no cls_mean"):
         compare([encoder, Encoder("theirs", "trained", convnext, processor)], images, settings(features=["cls_mean"]))
+    with pytest.raises(ValueError, match="`features`: the 1 patch tokens of theirs are no grid of quarters"):
+        compare([Encoder("theirs", "trained", convnext, processor)], images, settings(features=["mean", "grid"]))
 
 
 def test_a_layer_may_be_a_number():
@@ -119,7 +122,7 @@ def test_a_layer_may_be_a_number():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": ["mean", "avg"]}, "`features` must be of cls, mean, cls_mean, got avg"),
+        ({"features": ["mean", "avg"]}, "`features` must be of cls, mean, cls_mean, grid, got avg"),
         ({"layer": "first"}, "`layer` must be an integer or \"last\", got 'first'"),
         ({"k": 0}, "`k` must be at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),

@@ -19,7 +19,13 @@ from transformers import (
 from crate_mae_hf import CrateMaeImageProcessor, CrateMaeModel
 from crate_mae_hf.adapters import layer_tokens
 from crate_mae_hf.evaluation.encoders import random_encoder
-from crate_mae_hf.evaluation.features import available_features, extract_features, image_batches, select_features
+from crate_mae_hf.evaluation.features import (
+    available_features,
+    extract_features,
+    image_batches,
+    quarter_means,
+    select_features,
+)
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 VITS = {
@@ -49,9 +55,27 @@ def test_features_are_what_the_model_gives(config, images):
     tokens = model.eval()(images).last_hidden_state.detach()
     np.testing.assert_allclose(extracted["cls"], tokens[:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(extracted["mean"], tokens[:, 1:].mean(1), rtol=1e-5, atol=1e-6)
-    assert available_features(extracted) == ("cls", "mean", "cls_mean")
+    quarters = tokens[:, 1:].unflatten(1, (2, 2, 2, 2)).mean((2, 4))  # of 4 x 4 patches
+    np.testing.assert_allclose(extracted["grid"], quarters.permute(0, 3, 1, 2).flatten(1), rtol=1e-5, atol=1e-6)
+    assert available_features(extracted) == ("cls", "mean", "cls_mean", "grid")
     both = np.hstack([extracted["cls"], extracted["mean"]])
     np.testing.assert_array_equal(select_features(extracted, "cls_mean"), both)
+
+
+@pytest.mark.parametrize(("image_size", "grid"), [((24, 40), (3, 5)), ((40, 24), (5, 3)), ((30, 47), (3, 5))])
+def test_quarters_share_the_middle_of_an_odd_grid(image_size, grid):
+    patches = torch.randn(2, 15, 4, generator=torch.Generator().manual_seed(2))
+    means = quarter_means(patches, image_size).unflatten(1, (4, 2, 2))
+    rows, columns = ((slice(0, (size + 1) // 2), slice(size // 2, size)) for size in grid)
+    for top, row in enumerate(rows):
+        for left, column in enumerate(columns):
+            expected = patches.unflatten(1, grid)[:, row, column].mean((1, 2))
+            torch.testing.assert_close(means[:, :, top, left], expected)
+
+
+@pytest.mark.parametrize("num_patches", [1, 3, 7, 13])
+def test_tokens_that_are_no_grid_have_no_quarters(num_patches):
+    assert quarter_means(torch.zeros(2, num_patches, 4), (32, 32)) is None
 
 
 @pytest.mark.parametrize("kind", VITS)
@@ -95,7 +119,7 @@ def test_feature_maps(kind):
     outputs = model(images, output_hidden_states=True)
     for layer, expected in ((-1, outputs.last_hidden_state), (1, outputs.hidden_states[1])):
         extracted = extract_features(model, [images], layer)
-        assert available_features(extracted) == ("mean",)
+        assert set(available_features(extracted)) == ({"mean", "grid"} if min(expected.shape[2:]) > 1 else {"mean"})
         np.testing.assert_allclose(extracted["mean"], expected.mean((2, 3)).detach(), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="has no final norm over the tokens"):
         layer_tokens(model, images, norm=True)
@@ -110,7 +134,7 @@ def test_models_of_timm():
     extracted = extract_features(model, [images])
     np.testing.assert_allclose(extracted["cls"], tokens[:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(extracted["mean"], tokens[:, 1:].mean(1), rtol=1e-5, atol=1e-6)
-    assert available_features(extract_features(model, [images], layer=0)) == ("mean",)  # feature maps
+    assert available_features(extract_features(model, [images], layer=0)) == ("mean", "grid")  # feature maps
     config = TimmWrapperConfig(architecture="resnet18", do_pooling=False)
     assert available_features(extract_features(AutoModel.from_config(config), [images])) == ("mean",)
 

@@ -19,7 +19,7 @@ from ..loading import load
 from ..tables import Row
 from .cache import FeatureCache, digest_bytes, feature_settings
 from .encoders import load_encoder, random_encoder
-from .features import FEATURES, available_features, extract_features, image_batches, select_features
+from .features import FEATURES, available_features, extract_features, image_batches, quarter_means, select_features
 from .probes import check_labels, draw_evenly, linear_probe, nearest_neighbours
 
 
@@ -234,6 +234,9 @@ def _describe(encoder: Encoder, images: ProbeImages, settings: ProbeSettings) ->
     missing = [name for name in settings.features or () if "cls" in name and not output.num_prefix_tokens]
     if missing:
         raise ValueError(f"`features`: {encoder.name} has no cls token, so there is no {', '.join(missing)}.")
+    patches = output.tokens[:, output.num_prefix_tokens :]
+    if "grid" in (settings.features or ()) and quarter_means(patches, pixel_values.shape[2:]) is None:
+        raise ValueError(f"`features`: the {patches.shape[1]} patch tokens of {encoder.name} are no grid of quarters.")
     return {
         "model": encoder.name,
         "weights": encoder.weights,

@@ -15,8 +15,29 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..adapters import inference, layer_tokens
 from ..image_processing_crate_mae import pil_to_array, warn_of_padding
 
-# What features there are: the cls token, the mean of the patch tokens, and both side by side.
-FEATURES = ("cls", "mean", "cls_mean")
+# What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
+# tokens over each quarter of the image, which keep where things are.
+FEATURES = ("cls", "mean", "cls_mean", "grid")
+
+
+def quarter_means(patches: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor | None:
+    """Return the means of patch tokens over the four quarters of the image, side by side, `(batch_size, 4 d)`.
+
+    Where the number of rows or columns is odd, the middle one counts for both sides.
+
+    Args:
+        patches: Patch tokens row by row, `(batch_size, num_patches, d)`.
+        image_size: (height, width) of the images, whose aspect ratio the grid of patches has.
+
+    Returns:
+        None where the tokens are no such grid, or have a single row or column.
+    """
+    num_patches = patches.shape[1]
+    rows = max(round((num_patches * image_size[0] / image_size[1]) ** 0.5), 1)
+    columns = num_patches // rows
+    if rows * columns != num_patches or min(rows, columns) < 2:
+        return None
+    return torch.nn.functional.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (rows, columns)), 2).flatten(1)
 
 
 def extract_features(
@@ -36,8 +57,9 @@ def extract_features(
         description: Of the progress bar.
 
     Returns:
-        Features of shape `(num_images, d)`, float32: the `"mean"` of the patch tokens and, where the model has one, the
-        `"cls"` token. `select_features` gives both side by side.
+        Features of shape `(num_images, d)`, float32: the `"mean"` of the patch tokens, where the model has one the
+        `"cls"` token, and where the patches are a grid their means over its quarters, `"grid"`, `(num_images, 4 d)`.
+        `select_features` gives cls token and mean side by side.
 
     Raises:
         ValueError: If layer or norm do not fit the model, or a feature is not finite.
@@ -49,6 +71,9 @@ def extract_features(
             tokens, num_prefix = output.tokens.float(), output.num_prefix_tokens
             features = {"cls": tokens[:, 0]} if num_prefix else {}
             features["mean"] = tokens[:, num_prefix:].mean(dim=1)
+            quarters = quarter_means(tokens[:, num_prefix:], pixel_values.shape[2:])
+            if quarters is not None:
+                features["grid"] = quarters
             for name, values in features.items():
                 if not values.isfinite().all():
                     raise ValueError(
@@ -59,12 +84,12 @@ def extract_features(
 
 
 def available_features(extracted: Collection[str]) -> tuple[str, ...]:
-    """Return the features that can be had of what `extract_features` returned: each of them, and both side by side."""
-    return (*extracted, "cls_mean") if {"cls", "mean"} <= set(extracted) else tuple(extracted)
+    """Return the features that can be had of what `extract_features` returned."""
+    return tuple(name for name in FEATURES if set(name.split("_")) <= set(extracted))
 
 
 def select_features(extracted: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """Return the features of one name; `"cls_mean"` is both side by side."""
+    """Return the features of one name; `"cls_mean"` is cls token and mean side by side."""
     return np.hstack([extracted[part] for part in name.split("_")])
 
 
