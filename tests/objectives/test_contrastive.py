@@ -66,6 +66,7 @@ def loss_and_gradient(rank: int, views: torch.Tensor) -> tuple[float, torch.Tens
     return loss.item(), own.grad
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_of_the_joint_batch():
     _, tensors = read_reference()
     views = tensors["nt_xent.world2.u"].double()

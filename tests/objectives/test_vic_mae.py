@@ -244,6 +244,7 @@ def step(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return {name: value.grad for name, value in objective.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one():
     expected = step(0, 1)
     for gradients in run_processes(2, step, 2):
