@@ -38,7 +38,9 @@ def test_clips_are_found_in_their_order(tmp_path, caplog):
 def test_a_folder_of_images_is_no_folder_of_clips(tmp_path):
     write_frames(tmp_path / "clips" / "one", 3)
     PIL.Image.new("L", (8, 8)).save(tmp_path / "clips" / "loose.png")
-    with pytest.raises(ValueError, match=r"`clips_dir`: .* images outside of subfolders \('loose\.png'\)\. A clip is a subfolder"):
+    with pytest.raises(
+        ValueError, match=r"`clips_dir`: .* images outside of subfolders \('loose\.png'\)\. A clip is a subfolder"
+    ):
         find_clips(tmp_path / "clips", "clips_dir")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`clips_dir`: there are no clips in"):

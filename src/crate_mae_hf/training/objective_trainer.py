@@ -25,7 +25,7 @@ class TermMeans:
         """Add the terms of a batch: every single number but the loss itself; `count` is the batch's weight."""
         for name, value in outputs.items():
             if name != "loss" and value.ndim == 0:
-                self.sums[name] = self.sums.get(name, 0) + count * value.detach().double()
+                self.sums[name] = self.sums.get(name, 0) + count * value.detach().float()
         self.count += count
 
     def pop(self, trainer: Trainer) -> dict[str, float]:
@@ -49,7 +49,9 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self.objective.progress.fill_(state.global_step / state.max_steps)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.objective.progress.fill_(1)
 
 
@@ -65,7 +67,7 @@ class ObjectiveTrainer(SeededTrainer):
         **kwargs: As Trainer has them.
 
     Raises:
-        ValueError: With FSDP or DeepSpeed, which write checkpoints of their own.
+        ValueError: With FSDP or DeepSpeed, which write checkpoints of their own, and with several GPUs in one process.
     """
 
     # The loss is a mean over the batch: Trainer has to divide it by the accumulation steps itself.
@@ -75,6 +77,8 @@ class ObjectiveTrainer(SeededTrainer):
         super().__init__(model, *args, **kwargs)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("FSDP and DeepSpeed cannot train an objective, of which they would not save the parts.")
+        if self.args.n_gpu > 1:
+            raise ValueError("An objective needs a process for each GPU: start the script with `torchrun`.")
         self.can_return_loss, self.label_names = True, []  # in evaluation too, with labels or without
         self.terms: defaultdict[bool, TermMeans] = defaultdict(TermMeans)  # of training, and of evaluation
         self.add_callback(ProgressCallback(model))
