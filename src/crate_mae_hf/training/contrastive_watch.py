@@ -33,6 +33,6 @@ class ContrastiveWatch(TrainerCallback):
         if state.is_world_process_zero and contrastive > (1 - MARGIN) * chance:
             logger.warning(
                 f"The contrastive loss is {contrastive:.3f} after {state.global_step} of {state.max_steps} steps, "
-                f"where guessing gives {chance:.3f}: nothing tells the pairs apart yet. Try a higher learning rate, a larger "
-                "`contrastive_weight`, or views that differ less."
+                f"where guessing gives {chance:.3f}: nothing tells the pairs apart yet. Try a higher learning rate, a "
+                "larger `contrastive_weight`, or views that differ less."
             )

@@ -58,8 +58,8 @@ class ProgressCallback(TrainerCallback):
 class ObjectiveTrainer(SeededTrainer):
     """Trainer of an [`Objective`].
 
-    Every folder that it writes, checkpoints too, is a checkpoint of the autoencoder, as if that had been the model, with
-    the rest of the objective in a file beside it. Each log has the terms of the loss by name.
+    Every folder that it writes, checkpoints too, is one of the autoencoder, as if that had been the model, with the
+    rest of the objective in a file beside it. Each log has the terms of the loss by name.
 
     Args:
         model: The objective.
