@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -36,6 +37,11 @@ class PairArguments(DataArguments):
     clip_parts: int = field(
         default=2, metadata={"help": "Equal parts that a clip is cut in; its views are frames of two of them."}
     )
+
+    @property
+    def data_folders(self) -> str | None:
+        clips = None if self.clips_dir is None else f"Clips of the folder {Path(self.clips_dir).name}."
+        return " ".join(filter(None, (super().data_folders, clips))) or None
 
 
 @dataclass
@@ -133,7 +139,7 @@ class PairDataset(SeededDataset):
 
     def __init__(
         self,
-        records: Sequence[Mapping[str, Any]],
+        records: Any,
         transforms: tuple[Transform, Transform],
         clip_transform: Transform,
         config: Any,
@@ -215,13 +221,14 @@ def load_pairs(
         clips = drop_bad_clips(clips, min_size)
     parts = split_clips(clips, args.train_val_split, seed)
     logger.warning(f"Training on {len(parts[0])} clips of the folder {args.clips_dir}; {len(parts[1])} are held out.")
-    train, held_out = ([{"clip": clip} for clip in part] for part in parts)
+    train: Any = [{"clip": clip} for clip in parts[0]]
+    held_out: Any = [{"clip": clip} for clip in parts[1]]
     if args.dataset_name is None and args.train_dir is None:
         return make(train), make(held_out)
     return load_seeded(
         args,
         min_size,
-        lambda images: make(ConcatDataset([images, train])),
-        lambda images: make(ConcatDataset([images, held_out])),
+        lambda images: make(ConcatDataset[Any]([images, train])),
+        lambda images: make(ConcatDataset[Any]([images, held_out])),
         seed,
     )

@@ -1,5 +1,6 @@
 """What all objectives share: an autoencoder that is kept, and everything else, which is there for training alone."""
 
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class Objective(nn.Module, ABC):
     def save_rest(self, folder: str | Path) -> None:
         """Write everything but the autoencoder to a folder, with what `describe` says in the file's metadata."""
         rest = {name: value for name, value in self.state_dict().items() if not name.startswith(PREFIX)}
-        save_file(rest, Path(folder) / FILE, metadata=self.describe())
+        # One entry: several would be written in any order.
+        save_file(rest, Path(folder) / FILE, metadata={"description": json.dumps(self.describe())})
 
     def load_rest(self, folder: str | Path) -> None:
         """Read what `save_rest` wrote.
@@ -85,4 +87,4 @@ def read_description(folder: str | Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     with safe_open(path, "pt") as file:
-        return dict(file.metadata() or {})
+        return json.loads((file.metadata() or {}).get("description", "{}"))

@@ -108,8 +108,8 @@ class ObjectiveTrainer(SeededTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": mean for name, mean in self.terms[False].pop(self).items()})
-        return output
+        terms = {f"{prefix}_{name}": mean for name, mean in self.terms[False].pop(self).items()}
+        return output._replace(metrics={**(output.metrics or {}), **terms})
 
     # Saving and loading
 

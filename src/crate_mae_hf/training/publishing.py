@@ -39,12 +39,11 @@ def push_run(trainer: Trainer, data_args: ImageArguments, settings: Sequence[str
         return
     if not trainer.is_world_process_zero():
         return
-    source = Path(str(data_args.dataset_name or data_args.train_dir))
     create_model_card(
         folder,
         model_id=trainer.hub_model_id,
-        dataset=None if source.exists() else data_args.dataset_name,
-        data=f"Images of the folder {source.name}." if source.exists() else None,
+        dataset=data_args.hub_dataset,
+        data=data_args.data_folders,
         recipe={name: getattr(args, name) for name in (*RECIPE, *settings)},
     ).save(folder / "README.md")
     push_folder(folder, str(trainer.hub_model_id), token=args.hub_token, private=args.hub_private_repo)
