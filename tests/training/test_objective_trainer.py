@@ -231,3 +231,10 @@ def test_state_in_checkpoints_is_that_of_any_trainer(train, tmp_path):
     train("whole", save_strategy="steps", save_steps=3)
     state = json.loads((tmp_path / "whole" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["stateful_callbacks"]["RunRecord"]["attributes"]["settings"] == {"seed": 42}
+
+
+def test_transformers_writes_the_card_of_a_vit_mae(train, tmp_path):
+    trainer = train(model_type="vit_mae")
+    trainer.create_model_card()
+    assert (tmp_path / "run" / "README.md").is_file()
+    assert isinstance(trainer.model, VicMae)
