@@ -172,8 +172,10 @@ def split_clips(clips: Sequence[Clip], share: float, seed: int) -> tuple[list[Cl
     """Hold out a share of the clips, at least one; return those to train on and those held out, in their order.
 
     Raises:
-        ValueError: If there are not two.
+        ValueError: If there are not two, or the share is none.
     """
+    if not 0 < share < 1:
+        raise ValueError(f"`train_val_split` must lie between 0 and 1, got {share}.")
     if len(clips) < 2:
         raise ValueError("`clips_dir`: a single clip cannot be split into training and validation clips.")
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
