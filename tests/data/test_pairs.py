@@ -176,7 +176,7 @@ def test_bad_clips(load, folders):
     assert sum(map(len, load("clips", skip_bad_images=True))) == 5
     with pytest.raises(ValueError, match="a single clip cannot be split"):
         split_clips([Clip("a")], 0.15, 0)
-    with pytest.raises(ValueError, match="`train_val_split` must lie between 0 and 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"`train_val_split` must lie between 0 and 1, got 1\.5"):
         load("clips", train_val_split=1.5)
 
 
