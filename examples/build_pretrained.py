@@ -2,7 +2,7 @@
 # /// script
 # dependencies = ["crate-mae-hf[train,figures]"]
 # ///
-"""Make the checkpoint that ships, `crate_mae_hf.pretrained.path("fashion_mnist")`.
+"""Make a small checkpoint that can come with the package, from all training images of Fashion-MNIST.
 
     apt-get install dataset-fashion-mnist
     python examples/data/fashion_mnist.py --source /usr/share/datasets/fashion-mnist --output_dir outputs/fashion_mnist
@@ -10,8 +10,8 @@
 
 Trains by examples/recipes/fashion_mnist.yaml, for more than an hour of one CPU core; after an interruption the same
 command goes on. Then the weights are rounded to bfloat16, and what is measured is measured on those. Leaves in the
-subfolder `checkpoint` what belongs into `src/crate_mae_hf/pretrained/fashion_mnist`. The test images are the bundled
-ones: the recipe does not train on them.
+subfolder `checkpoint` what belongs into `src/crate_mae_hf/pretrained/fashion_mnist`; no such checkpoint ships yet. The
+test images are the bundled ones: the recipe does not train on them.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 
 from crate_mae_hf.analysis.figures import reconstruction_grid
 from crate_mae_hf.cli import clear_errors
-from crate_mae_hf.data.decoding import decode
+from crate_mae_hf.data.images import decode
 from crate_mae_hf.evaluation.autoencoder import measure_autoencoder, reconstruct_some
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.hub import create_model_card
@@ -36,9 +36,11 @@ EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
 RECIPE = EXAMPLES / "recipes" / "fashion_mnist.yaml"
 SHIPPED = "src/crate_mae_hf/pretrained/fashion_mnist"
-DESCRIPTION = """The 60,000 training images of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, (c) 2017 Zalando
-SE, MIT licence), without their labels. Masked errors and probes are measured on the sample that comes with the package:
-10,000 of the training images to learn from, with labels, and 2,000 test images."""
+DESCRIPTION = (
+    "The 60,000 training images of Fashion-MNIST (github.com/zalandoresearch/fashion-mnist, (c) 2017 Zalando SE, MIT "
+    "licence), without their labels. Masked errors and probes are measured on the sample that comes with the package: "
+    "10,000 of the training images to learn from, with labels, and 2,000 test images."
+)
 NUM_IMAGES = 8
 SEED = 42
 

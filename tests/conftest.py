@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from crate_mae_hf import CrateMaeConfig
 from crate_mae_hf.registry import MODELS
 
 logging.disable_progress_bar()
+# In the background of a shell Ctrl-C is ignored, also by programs that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -305,7 +305,7 @@ def test_demo_goes_on_and_keeps_what_is_finished(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
     with demo("--quick") as process:
         again = process.communicate()[0]
-    assert "Linear probe, test accuracy" in again
+    assert "Test accuracy of linear probes" in again
     assert "All of this was there already" in again
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*") if path.is_file()}
     (tmp_path / "demo" / "metrics.json").unlink()

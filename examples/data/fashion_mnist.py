@@ -58,8 +58,8 @@ def main() -> None:
         raise ValueError(f"`source` has images of shape {images.shape} and labels of shape {labels.shape}.")
 
     test = datasets.load_dataset(str(SAMPLE), split="test")
-    unseen = {np.asarray(image).tobytes() for image in test["image"]}
-    kept = [index for index, image in enumerate(images) if image.tobytes() not in unseen]
+    held_back = {np.asarray(image).tobytes() for image in test["image"]}
+    kept = [index for index, image in enumerate(images) if image.tobytes() not in held_back]
     rows = {"image": [PIL.Image.fromarray(images[index]) for index in kept], "label": labels[kept].tolist()}
     splits = {"train": datasets.Dataset.from_dict(rows, features=test.features), "test": test}
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from crate_mae_hf.training.steps import run_script
 
 SLOW_TO_STOP = """
 import pathlib, sys, time
-pathlib.Path(sys.argv[1]).touch()
 try:
+    pathlib.Path(sys.argv[1]).touch()
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1)  # longer than subprocess.run lets it live

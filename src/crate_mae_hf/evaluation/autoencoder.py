@@ -4,7 +4,6 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import set_seed
 
 from ..analysis.reconstruction import Reconstruction, reconstruct
 from ..data.augmentation import build_eval_transform
@@ -12,6 +11,7 @@ from ..data.masks import MaskingDataset
 from ..image_processing_crate_mae import CrateMaeImageProcessor
 from ..modeling_crate_mae import CrateMaeForPreTraining
 from .comparison import Encoder, ProbeImages, ProbeSettings, compare
+from .encoders import random_encoder
 from .reconstruction import reconstruction_errors
 
 # Columns of a comparison that are accuracies: "linear" and those with few labels, "linear_N".
@@ -43,11 +43,9 @@ def measure_autoencoder(
     transform = build_eval_transform(processor)
     masked_train, masked_test = (MaskingDataset(split, transform, model.config, seed) for split in (train, test))
     errors = reconstruction_errors(model, masked_train, masked_test)
-    set_seed(seed)
-    random_model = CrateMaeForPreTraining(model.config).eval()
     encoders = [
         Encoder("pre-trained", "trained", model.crate_mae, processor),
-        Encoder("random weights", "random", random_model.crate_mae, processor),
+        Encoder("random weights", "random", random_encoder(model.config, seed), processor),
     ]
     settings = ProbeSettings(
         raw_pixels=True, few_labels=few_labels, seed=seed, batch_size=250, device=str(model.device)
@@ -71,8 +69,9 @@ def reconstruct_some(
 
     Brightness and contrast of patches, which the targets lack with `norm_pix_loss`, are taken from visible ones.
     """
-    masked = MaskingDataset(images.select(range(count)), build_eval_transform(processor), model.config, seed)
-    pixel_values, noise = (torch.stack([item[name] for item in masked]) for name in ("pixel_values", "noise"))
+    masked = MaskingDataset(images, build_eval_transform(processor), model.config, seed)
+    items = [masked[index] for index in range(count)]
+    pixel_values, noise = (torch.stack([item[name] for item in items]) for name in ("pixel_values", "noise"))
     return reconstruct(
         model,
         pixel_values,

@@ -289,7 +289,7 @@ def _probe(
     train, test, labels = features["train"], features["test"], images.labels
     row: Row = {"width": train.shape[1]}
     converged = True
-    chosen = {"": np.arange(len(train)), **{f"_{count}": few for count, few in drawn.items()}}
+    chosen: dict[str, slice | np.ndarray] = {"": slice(None), **{f"_{count}": few for count, few in drawn.items()}}
     for suffix, few in chosen.items():
         linear = linear_probe(train[few], labels["train"][few], test, labels["test"], settings.seed)
         row |= {f"C{suffix}": linear.C, f"linear{suffix}": linear.accuracy}
