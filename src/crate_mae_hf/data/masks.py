@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import PIL.Image
 import torch
@@ -20,6 +21,8 @@ from .images import (
     select_image_column,
 )
 from .seeded import SeededDataset, SeededStream
+
+Dataset = TypeVar("Dataset", bound=SeededDataset)
 
 
 class MaskingDataset(SeededDataset):
@@ -72,11 +75,38 @@ def load_datasets(
     Raises:
         ValueError: If the arguments do not fit each other or the data.
     """
+    return load_seeded(
+        args,
+        to_pair(config.patch_size),
+        partial(MaskingDataset, transform=train_transform, config=config, seed=seed),
+        partial(MaskingDataset, transform=eval_transform, config=config, seed=seed),
+        seed,
+    )
+
+
+def load_seeded(
+    args: DataArguments,
+    min_size: tuple[int, int],
+    make_train: Callable[[Any], Dataset],
+    make_eval: Callable[[Any], Dataset],
+    seed: int,
+) -> tuple[Any, Dataset]:
+    """Return the training and the evaluation images that the arguments name, as datasets of any kind.
+
+    Args:
+        args: Arguments that name the images.
+        min_size: Smallest usable (height, width), the size of a patch.
+        make_train: From undecoded images by index to a dataset to train on.
+        make_eval: The same for the dataset to evaluate with.
+        seed: Seed that decides which images are held out, where there are no others.
+
+    Raises:
+        ValueError: If the arguments do not fit each other or the data.
+    """
     if not 0 < args.train_val_split < 1:
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
     train_split, validation_split = load_splits(args, args.streaming)
     sources = name_sources(train_split, validation_split)
-    min_size = to_pair(config.patch_size)
     train = select_image_column(train_split.dataset, args.image_column_name)
     validation = None
     if validation_split is not None:
@@ -101,11 +131,7 @@ def load_datasets(
                 "`max_eval_samples`, or none of the others can be used."
             )
         say_what_is_used(None, len(records), sources)
-        items = MaskingDataset((), train_transform, config, seed)
-        return (
-            SeededStream(train, items, args.shuffle_buffer_size),
-            MaskingDataset(records, eval_transform, config, seed),
-        )
+        return SeededStream(train, make_train(()), args.shuffle_buffer_size), make_eval(records)
 
     if validation is None:
         if len(train) < 2:
@@ -121,7 +147,4 @@ def load_datasets(
             drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
         )
     say_what_is_used(len(train), len(validation), sources)
-    return (
-        MaskingDataset(train, train_transform, config, seed),
-        MaskingDataset(validation, eval_transform, config, seed),
-    )
+    return make_train(train), make_eval(validation)
