@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 
+from crate_mae_hf import pretrained
 from crate_mae_hf.analysis.figures import reconstruction_grid
 from crate_mae_hf.cli import clear_errors
 from crate_mae_hf.evaluation.autoencoder import measure_autoencoder, reconstruct_some
@@ -31,6 +32,7 @@ DATA = EXAMPLES / "data" / "fashion_mnist_sample"
 QUICK = {"max_steps": 10, "max_train_samples": 600, "max_eval_samples": 200}
 NUM_PICTURES = 8
 FEW_LABELS = [1000, 100]
+SHIPPED = pretrained.path("fashion_mnist")
 
 
 def check_same_run(output_dir: Path, found: tuple[Any, bool], seed: int, quick: bool) -> None:
@@ -78,11 +80,13 @@ def load_images(quick: bool) -> dict[str, datasets.Dataset]:
 
 
 def report(output_dir: Path, metrics: dict[str, Any], num_images: int) -> None:
-    """Print what was measured, and where everything is."""
-    errors, accuracies = metrics["masked_error"], metrics["probe_accuracy"]
+    """Print what was measured beside the same of the checkpoint that ships, and where everything is."""
+    shipped = json.loads((SHIPPED / "metrics.json").read_text())
+    errors = {"the checkpoint that ships": shipped["masked_error"]["model"], **metrics["masked_error"]}
     print(f"\nHeld-out error over masked patches ({num_images} images)\n")
     print(text_table([{"prediction": name.replace("_", " "), "error": f"{e:.4f}"} for name, e in errors.items()]))
     print(f"\n{-metrics['masked_error_below_better_baseline']:+.1%} against the better baseline")
+    accuracies = {"the checkpoint that ships": shipped["probe_accuracy"]["pre-trained"], **metrics["probe_accuracy"]}
     print("\nTest accuracy of linear probes, with all labels and with few, and of nearest neighbours\n")
     print(
         text_table(
@@ -93,6 +97,7 @@ def report(output_dir: Path, metrics: dict[str, Any], num_images: int) -> None:
             ]
         )
     )
+    print(f"\nThe checkpoint that ships was trained on all 60,000 training images, and longer: {SHIPPED / 'README.md'}")
     print("\nWritten")
     for name in (
         "model.safetensors",

@@ -47,6 +47,7 @@ ALSO_ALLOWED = {
     ("modeling_crate_split_brain", "modeling_*"),  # its towers
     ("graphs", "objectives"),  # a contrastive loss
     ("__init__", "registry"),
+    ("__init__", "pretrained"),  # which needs nothing, for `crate_mae_hf.pretrained.path`
     ("benchmarks", "benchmarks"),
 }
 # Files that travel to the Hub import each other and these.

@@ -7,6 +7,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor
 from transformers.utils import is_torchvision_available
 
+from . import pretrained
 from .configuration_crate import CrateConfig
 from .configuration_crate_mae import CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
@@ -60,4 +61,5 @@ __all__ = [
     "CrateMaeImageProcessorPil",
     "CrateMaeModel",
     "CrateMaePreTrainedModel",
+    "pretrained",
 ]
