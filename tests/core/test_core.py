@@ -3,6 +3,7 @@
 import numpy as np
 import PIL.Image
 import torch
+from snippets import snippets
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 from transformers.utils import is_torchvision_available
 
@@ -34,3 +35,14 @@ def test_from_image_to_saved_model_and_back(config, tmp_path):
     loaded = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert isinstance(loaded, crate_mae_hf.CrateMaeForPreTraining)
     assert torch.equal(loaded(**inputs, noise=noise).loss, model(**inputs, noise=noise).loss)
+
+
+def test_the_first_snippet_of_the_readme(tmp_path, monkeypatch, capsys):
+    (snippet,) = snippets("README.md", "First look")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "torch.Size([8, 384]) torch.Size([8, 384])\n"
+    with PIL.Image.open("reconstruction.png") as picture:
+        # Test images above, what the model saw of them in the middle, its answer below: closer to the images.
+        original, masked, answer = np.split(np.asarray(picture, dtype=np.float32), 3)
+    assert np.abs(answer - original).mean() < 0.5 * np.abs(masked - original).mean()
