@@ -10,8 +10,8 @@
 
 Trains by examples/recipes/fashion_mnist.yaml, for more than an hour of one CPU core; after an interruption the same
 command goes on. Then the weights are rounded to bfloat16, and what is measured is measured on those. Leaves in the
-subfolder `checkpoint` what belongs into `src/crate_mae_hf/pretrained/fashion_mnist`; no such checkpoint ships yet. The
-test images are the bundled ones: the recipe does not train on them.
+subfolder `checkpoint` what belongs into `src/crate_mae_hf/pretrained/fashion_mnist`. The test images are the bundled
+ones: the recipe does not train on them.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import pytest
 import torch
 from snippets import ROOT
@@ -48,9 +49,11 @@ def test_card_says_what_was_measured():
 
 
 @pytest.mark.slow
-def test_measurements_of_the_card_hold(bundled_splits):
+def test_measurements_of_the_card_hold():
+    images = datasets.load_dataset(str(ROOT / "examples" / "data" / "fashion_mnist_sample"))
+    images = images.cast_column("image", datasets.Image(decode=False))
     model, processor = AutoModelForPreTraining.from_pretrained(FOLDER), AutoImageProcessor.from_pretrained(FOLDER)
-    measured = measure_autoencoder(model, processor, *bundled_splits, [1000, 100], seed=42)
+    measured = measure_autoencoder(model, processor, images["train"], images["test"], [1000, 100], seed=42)
     assert measured["masked_error"]["model"] == pytest.approx(card_value("masked_error/model"), abs=2e-3)
     for name, accuracy in measured["probe_accuracy"]["pre-trained"]["mean"].items():
         assert accuracy == pytest.approx(card_value(f"probe_accuracy/pre-trained/mean/{name}"), abs=0.005), name
