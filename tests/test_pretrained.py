@@ -17,7 +17,7 @@ FOLDER = crate_mae_hf.pretrained.path("fashion_mnist")
 
 def test_path_names_what_there_is():
     assert (FOLDER / "model.safetensors").stat().st_size < 6e6
-    with pytest.raises(ValueError, match="`name` must be one of .*fashion_mnist.* got 'imagenet'"):
+    with pytest.raises(ValueError, match=r"`name` must be one of .*fashion_mnist.* got 'imagenet'"):
         crate_mae_hf.pretrained.path("imagenet")
     with pytest.raises(ValueError, match="got '__pycache__'"):
         crate_mae_hf.pretrained.path("__pycache__")

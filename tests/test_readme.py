@@ -6,7 +6,7 @@ import pytest
 import torch
 from official import make_official
 from PIL import Image
-from snippets import ROOT, snippets
+from snippets import snippets
 
 from crate_mae_hf import (
     CrateConfig,
