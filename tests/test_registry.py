@@ -17,7 +17,7 @@ def test_every_class_of_a_row_is_public(row):
 
 def test_every_public_model_is_in_a_row():
     public = {getattr(crate_mae_hf, name) for name in crate_mae_hf.__all__ if not name.endswith("PreTrainedModel")}
-    models = {public_class for public_class in public if issubclass(public_class, PreTrainedModel)}
+    models = {found for found in public if isinstance(found, type) and issubclass(found, PreTrainedModel)}
     assert models == {model_class for row in MODELS.values() for model_class in row.model_classes.values()}
 
 
