@@ -29,7 +29,7 @@ from crate_mae_hf.training.steps import run_script
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
-QUICK = {"max_steps": 10, "max_train_samples": 600, "max_eval_samples": 200}
+QUICK = {"max_steps": 10, "max_train_samples": 320, "max_eval_samples": 200}
 NUM_PICTURES = 8
 FEW_LABELS = [1000, 100]
 SHIPPED = pretrained.path("fashion_mnist")
