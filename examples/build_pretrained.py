@@ -2,7 +2,7 @@
 # /// script
 # dependencies = ["crate-mae-hf[train,figures]"]
 # ///
-"""Make a small checkpoint that can come with the package, from all training images of Fashion-MNIST.
+"""Make the checkpoint that ships, `crate_mae_hf.pretrained.path("fashion_mnist")`.
 
     apt-get install dataset-fashion-mnist
     python examples/data/fashion_mnist.py --source /usr/share/datasets/fashion-mnist --output_dir outputs/fashion_mnist

@@ -70,8 +70,9 @@ def extract_features(
             output = layer_tokens(model, pixel_values, layer, norm)
             tokens, num_prefix = output.tokens.float(), output.num_prefix_tokens
             features = {"cls": tokens[:, 0]} if num_prefix else {}
-            features["mean"] = tokens[:, num_prefix:].mean(dim=1)
-            quarters = quarter_means(tokens[:, num_prefix:], pixel_values.shape[2:])
+            patches = tokens[:, num_prefix:]
+            features["mean"] = patches.mean(dim=1)
+            quarters = quarter_means(patches, pixel_values.shape[2:])
             if quarters is not None:
                 features["grid"] = quarters
             for name, values in features.items():
