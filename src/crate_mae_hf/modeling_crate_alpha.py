@@ -28,6 +28,7 @@ class CrateAlphaPreTrainedModel(CrateLearnedPositionsMixin, CrateEncoderPreTrain
     config: CrateAlphaConfig
     base_model_prefix = "crate_alpha"
     _no_split_modules = ["CrateEmbeddings", "CrateAlphaLayer"]
+    _no_weight_decay = ["dictionary", "output_dictionary"]  # as trained: other matrices decay
     _can_record_outputs = {"hidden_states": CrateAlphaLayer, "attentions": CrateMSSA}
 
     @torch.no_grad()
