@@ -101,7 +101,12 @@ def test_card_of_a_crate(crate):
 def test_card_of_an_alpha(tmp_path):
     save(MODELS["crate_alpha"], "AutoModel", tmp_path / "alpha")
     card = create_model_card(tmp_path / "alpha")
-    for text in ("The encoder of a CRATE-alpha.", "yang2024scaling", "| `overcomplete_ratio` | 4 |", "| `ista_residual` |"):
+    for text in (
+        "The encoder of a CRATE-alpha.",
+        "yang2024scaling",
+        "| `overcomplete_ratio` | 4 |",
+        "| `ista_residual` |",
+    ):
         assert text in card.text, text
     assert "MAE" not in card.text.replace("CrateMae", "")
 
