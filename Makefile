@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
+# One test process a core, each with one thread.
+TEST_IN_PARALLEL = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist worksteal
 INSTALLED = $(VENV)/.installed
 CONFORMANCE = .cache/conformance
 
@@ -19,7 +21,7 @@ $(INSTALLED): pyproject.toml
 install: $(INSTALLED) ## Create the virtual environment (done by the other targets when needed)
 
 test: $(INSTALLED) ## Run the test suite
-	$(RUN) -m pytest
+	$(TEST_IN_PARALLEL)
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes
 	$(RUN) -m pytest -m slow
@@ -41,7 +43,7 @@ format: $(INSTALLED) ## Repair style where ruff can
 
 conformance: $(INSTALLED) ## Run Transformers' own common tests, from the source package of the installed version
 	$(RUN) tests/conformance/assemble.py $(CONFORMANCE)
-	PYTHONPATH=$(CONFORMANCE) $(RUN) -m pytest tests/conformance
+	PYTHONPATH=$(CONFORMANCE) $(TEST_IN_PARALLEL) tests/conformance
 
 # The core alone, in an environment of its own: no torchvision, none of the extras.
 test-core: ## Run the tests that need the core dependencies alone

@@ -2,7 +2,7 @@
 # /// script
 # dependencies = ["crate-mae-hf[train,figures]"]
 # ///
-"""Measure and draw what every layer of a CRATE-MAE or CRATE does, and what the former reconstructs.
+"""Measure and draw what every layer of a CRATE-MAE, CRATE or CRATE-alpha does, and what the first reconstructs.
 
     python examples/visualize.py
     python examples/visualize.py --model_name_or_path ORG/MODEL --images DIR --output_dir outputs/white_box
@@ -43,7 +43,6 @@ from crate_mae_hf.analysis import (
     reconstruct,
     reconstruct_whole,
 )
-from crate_mae_hf.analysis.layers import DESCRIPTIONS
 from crate_mae_hf.analysis.report import html_definitions, html_page, html_picture, html_table
 from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.configuration_crate import to_pair
@@ -63,7 +62,7 @@ class Arguments:
     """What to look at."""
 
     model_name_or_path: str = field(
-        default="outputs/demo", metadata={"help": "A pre-trained CRATE-MAE or ViTMAE, or a CRATE."}
+        default="outputs/demo", metadata={"help": "A pre-trained CRATE-MAE or ViTMAE, a CRATE or CRATE-alpha."}
     )
     images: str = field(default=str(DATA), metadata={"help": "A folder of images, or a dataset on the Hub."})
     split_name: str | None = field(
@@ -262,7 +261,7 @@ def main() -> None:
         rows = layers.table()
         report.add_figures(heading, draw_layers(layers))
         report.add_table(heading, "layers", rows)
-        report.add(heading, html_definitions(DESCRIPTIONS))
+        report.add(heading, html_definitions(layers.descriptions))
         print(text_table([{k: r[k] for k in ("part", "layer", *(f"{n}_mean" for n in SUMMARY))} for r in rows]))
     report.add_figures("Attention and principal components", draw_maps(args, model, pixel_values, pictures))
     if has_decoder(model):

@@ -11,7 +11,7 @@ from crate_mae_hf.crate_patches import sincos_position_table
 
 def make_official(config: CrateEncoderConfig, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """A random state dict; CRATE-MAE's with its position tables and the weights that it never uses."""
-    (layout,) = [layout for layout in LAYOUTS if layout.config_class is type(config)]
+    layout = next(layout for layout in LAYOUTS if layout.config_class is type(config))
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in layout.model_class(config).state_dict().items()}
     state_dict = {convert_key(key, layout.official_keys): torch.randn(shape) * 0.1 for key, shape in shapes.items()}

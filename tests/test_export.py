@@ -6,7 +6,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from saving import rows_with, small_config
 from snippets import snippets
+from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
 
@@ -52,3 +54,21 @@ def test_snippet_runs_the_encoder_on_onnxruntime(exported):
     expected = names["models"]["encoder"][0](names["pixel_values"])
     np.testing.assert_allclose(names["last_hidden_state"], expected[0].detach().numpy(), atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(names["pooler_output"], expected[1].detach().numpy(), atol=1e-4, rtol=1e-4)
+
+
+@rows_with("AutoModelForImageClassification")
+def test_a_classifier_of_every_row_takes_any_batch_size(row, tmp_path):
+    model = row.model_classes["AutoModelForImageClassification"](small_config(row)).eval()
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    shapes = {"pixel_values": {0: torch.export.Dim.AUTO}}
+    pixel_values = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+    program = DynamoExporter().export(model, inputs, config=DynamoConfig(dynamic_shapes=shapes))
+    program.save_pretrained(tmp_path)
+    actual = torch.export.load(tmp_path / "model.pt2").module()(pixel_values=pixel_values)["logits"]
+    torch.testing.assert_close(actual, expected)
+    OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic_shapes=shapes)).save_pretrained(tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (logits,) = session.run(None, {"pixel_values": pixel_values.numpy()})
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=1e-4)

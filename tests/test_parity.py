@@ -8,8 +8,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
-from crate_mae_hf import CrateConfig, CrateForImageClassification, CrateMaeConfig, CrateMaeForPreTraining
-from crate_mae_hf.conversion import CRATE, CRATE_MAE, convert_checkpoint, convert_key, revert_checkpoint
+from crate_mae_hf import (
+    CrateAlphaConfig,
+    CrateAlphaForImageClassification,
+    CrateConfig,
+    CrateForImageClassification,
+    CrateMaeConfig,
+    CrateMaeForPreTraining,
+)
+from crate_mae_hf.conversion import CRATE, CRATE_ALPHA, CRATE_MAE, convert_checkpoint, convert_key, revert_checkpoint
 from crate_mae_hf.crate_layers import CrateMSSA
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -142,14 +149,15 @@ def test_reverse_gives_the_official_checkpoint_back(reference, tmp_path):
 # --- supervised CRATE
 
 
-def read_crate() -> tuple[dict, dict[str, torch.Tensor]]:
-    with safe_open(REFERENCE / "crate_micro.safetensors", framework="pt") as file:
+def read_reference(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Metadata and tensors of a golden file."""
+    with safe_open(REFERENCE / f"{name}.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         return {name: json.loads(value) for name, value in file.metadata().items()}, tensors
 
 
 def test_crate_logits_loss_and_every_gradient(tmp_path, attn_implementation):
-    metadata, tensors = read_crate()
+    metadata, tensors = read_reference("crate_micro")
     official = {key.removeprefix("checkpoint."): v for key, v in tensors.items() if key.startswith("checkpoint.")}
     torch.save({"state_dict": {f"module.{key}": value for key, value in official.items()}}, tmp_path / "official.pth")
     heads = metadata["config"]["heads"]
@@ -182,3 +190,148 @@ def test_crate_parameter_counts(size, total):
     with torch.device("meta"):
         model = CrateForImageClassification(CrateConfig.from_size(size, num_labels=1000))
     assert model.num_parameters() == total
+
+
+# --- CRATE-alpha
+
+
+class AlphaReference:
+    """The golden file, and the model with its weights, converted as a user converts them."""
+
+    def __init__(self, folder: Path, attn_implementation: str):
+        metadata, self.tensors = read_reference("crate_alpha_micro")
+        self.official = self.group("checkpoint")
+        self.folder = folder
+        self.attn_implementation = attn_implementation
+        torch.save(self.official, folder / "official.pth")
+        sizes = metadata["config"]
+        convert_checkpoint(
+            folder / "official.pth",
+            folder / "converted",
+            num_attention_heads=sizes["heads"],
+            final_layer_norm_eps=sizes["head_norm_eps"],
+        )
+        self.model = self.load()
+        config = self.model.config
+        assert type(self.model) is CrateAlphaForImageClassification
+        assert (config.image_size, config.patch_size, config.num_labels) == (16, 4, sizes["num_classes"])
+        assert (config.ista_step_size, config.ista_lambda) == (sizes["eta"], sizes["lmbda"])
+        assert (config.overcomplete_ratio, config.layer_norm_eps) == (sizes["overcomplete_ratio"], sizes["norm_eps"])
+
+    def load(self, **changes) -> CrateAlphaForImageClassification:
+        return AutoModelForImageClassification.from_pretrained(
+            self.folder / "converted", attn_implementation=self.attn_implementation, **changes
+        )
+
+    def group(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {key[len(prefix) + 1 :]: v for key, v in self.tensors.items() if key.startswith(f"{prefix}.")}
+
+
+@pytest.fixture
+def alpha(tmp_path, attn_implementation) -> AlphaReference:
+    return AlphaReference(tmp_path, attn_implementation)
+
+
+def test_alpha_logits_loss_and_every_gradient(alpha):
+    pixel_values = alpha.tensors["pixel_values"].requires_grad_()
+    outputs = alpha.model(pixel_values, labels=alpha.tensors["labels"])
+    torch.testing.assert_close(outputs.logits, alpha.tensors["expected.logits"], **TOLERANCE)
+    torch.testing.assert_close(outputs.loss.reshape(1), alpha.tensors["expected.loss"], **TOLERANCE)
+    outputs.loss.backward()
+    gradients = {convert_key(name, CRATE_ALPHA.official_keys): p.grad for name, p in alpha.model.named_parameters()}
+    gradients["pixel_values"] = pixel_values.grad
+    expected = alpha.group("expected.grad")
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_alpha_inside(alpha):
+    found = {}
+    for index, layer in enumerate(alpha.model.crate_alpha.layers):
+
+        def hook(norm, arguments, normed, index=index, ista=layer.ista):
+            codes = ista.codes(normed)
+            found.update({f"{index}.half": arguments[0], f"{index}.code1": codes[0], f"{index}.code2": codes[1]})
+
+        layer.layernorm_after.register_forward_hook(hook)
+    alpha.model.classifier[0].register_forward_hook(lambda norm, arguments, normed: found.update(pooled=normed))
+    eager = alpha.attn_implementation == "eager"
+    outputs = alpha.model(alpha.tensors["pixel_values"], output_hidden_states=True, output_attentions=eager)
+    found["embeddings"], *states = outputs.hidden_states
+    found |= {f"{index}.output": state for index, state in enumerate(states)}
+    if eager:
+        found |= {f"{index}.attention_probs": probs for index, probs in enumerate(outputs.attentions)}
+    expected = alpha.group("expected.layers") | {
+        name: alpha.tensors[f"expected.{name}"] for name in ("embeddings", "pooled")
+    }
+    assert found.keys() == {name for name in expected if eager or "attention_probs" not in name}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("rung", "changes"),
+    [
+        ("no_residual", {"ista_residual": False}),
+        ("coupled", {"decoupled_dictionary": False}),
+        ("no_residual_coupled", {"ista_residual": False, "decoupled_dictionary": False}),
+    ],
+)
+def test_the_steps_from_crate_to_alpha(rung, changes, alpha):
+    model = CrateAlphaForImageClassification(CrateAlphaConfig(**{**alpha.model.config.to_dict(), **changes})).eval()
+    model.load_state_dict({k: v for k, v in alpha.model.state_dict().items() if k in model.state_dict()})
+    outputs = model(alpha.tensors["pixel_values"], labels=alpha.tensors["labels"])
+    outputs.loss.backward()
+    expected = alpha.group(f"expected.{rung}")
+    torch.testing.assert_close(outputs.logits, expected["logits"], **TOLERANCE)
+    torch.testing.assert_close(outputs.loss.reshape(1), expected["loss"], **TOLERANCE)
+    gradient = model.crate_alpha.layers[0].ista.dictionary.grad
+    torch.testing.assert_close(gradient, expected["grad.transformer.layers.0.1.fn.D"], **TOLERANCE)
+
+
+def test_alpha_with_the_epsilon_of_jax(alpha):
+    assert CrateAlphaConfig().final_layer_norm_eps == 1e-6
+    logits = alpha.load(final_layer_norm_eps=1e-6)(alpha.tensors["pixel_values"]).logits
+    torch.testing.assert_close(logits, alpha.tensors["expected.jax.logits"], **TOLERANCE)
+    assert (logits - alpha.tensors["expected.logits"]).abs().max() > 1e-3
+
+
+def test_reverse_of_an_alpha_gives_the_bare_official_checkpoint_back(alpha, tmp_path):
+    revert_checkpoint(tmp_path / "converted", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back.keys() == alpha.official.keys()
+    assert all(torch.equal(back[key], value) for key, value in alpha.official.items())
+
+
+ALPHA_TOTALS = {
+    "tiny": {32: 5_226_088, 16: 4_811_944, 14: 4_788_904, 8: 4_814_248},
+    "small": {32: 42_218_344, 16: 40_975_912, 14: 40_906_792, 8: 40_982_824},
+    "base": {32: 73_985_512, 16: 72_328_936, 14: 72_236_776, 8: 72_338_152},
+    "large": {32: 255_982_568, 16: 253_773_800, 14: 253_650_920, 8: 253_786_088},
+    "huge": {32: 529_734_120, 16: 526_973_160, 14: 526_819_560, 8: 526_988_520},
+}
+
+
+def count_alpha(size: str, patch_size: int, num_labels: int = 1000, **changes) -> int:
+    config = CrateAlphaConfig.from_size(size, patch_size=patch_size, num_labels=num_labels, **changes)
+    with torch.device("meta"):
+        return CrateAlphaForImageClassification(config).num_parameters()
+
+
+@pytest.mark.parametrize("size", ALPHA_TOTALS)
+def test_alpha_parameter_counts(size):
+    totals = ALPHA_TOTALS[size]
+    assert {patch_size: count_alpha(size, patch_size) for patch_size in totals} == totals
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size", "total"),
+    [("base", 16, 86_299_359), ("base", 8, 86_308_575), ("large", 14, 272_272_095), ("large", 32, 274_603_743)],
+)
+def test_alpha_parameter_counts_with_the_classes_of_imagenet_21k(size, patch_size, total):
+    assert count_alpha(size, patch_size, num_labels=19_167) == total
+
+
+def test_alpha_parameter_count_with_one_dictionary():
+    assert count_alpha("base", 16, decoupled_dictionary=False) == 44_017_384

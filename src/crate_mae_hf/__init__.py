@@ -1,4 +1,4 @@
-"""CRATE-MAE, the white-box masked autoencoder, and CRATE, its supervised parent, for Hugging Face Transformers.
+"""CRATE-MAE, the white-box masked autoencoder, and CRATE and CRATE-alpha, white-box classifiers, for Transformers.
 
 Importing the package registers its classes with the Auto classes of Transformers.
 """
@@ -9,9 +9,16 @@ from transformers.utils import is_torchvision_available
 
 from . import pretrained
 from .configuration_crate import CrateConfig
+from .configuration_crate_alpha import CrateAlphaConfig
 from .configuration_crate_mae import CrateMaeConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
+from .modeling_crate_alpha import (
+    CrateAlphaBackbone,
+    CrateAlphaForImageClassification,
+    CrateAlphaModel,
+    CrateAlphaPreTrainedModel,
+)
 from .modeling_crate_mae import (
     CrateMaeBackbone,
     CrateMaeForImageClassification,
@@ -47,6 +54,11 @@ CrateMaeImageProcessorPil.register_for_auto_class()
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrateAlphaBackbone",
+    "CrateAlphaConfig",
+    "CrateAlphaForImageClassification",
+    "CrateAlphaModel",
+    "CrateAlphaPreTrainedModel",
     "CrateBackbone",
     "CrateConfig",
     "CrateForImageClassification",

@@ -1,17 +1,20 @@
-"""What models on these layers share: loading and saving, the image classifier, and the backbone."""
+"""What models on these layers share: loading and saving, the encoder, the image classifier, and the backbone."""
 
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_crate import CrateEncoderConfig
+from .configuration_crate import CrateEncoderConfig, ImageSize, to_pair
 from .crate_layers import CrateLayer, CrateMSSA
+from .crate_patches import interpolate_position_table
 
 # Weights that had another name: pattern in an older checkpoint -> the name now.
 FORMER_NAMES = {r"mssa\.out_proj": "mssa.o_proj"}
@@ -40,6 +43,63 @@ class CrateEncoderPreTrainedModel(PreTrainedModel):
         if conversions := getattr(model, "_weight_conversions", None):  # which saving would reverse
             model._weight_conversions = [each for each in conversions if each.source_patterns[0] not in FORMER_NAMES]
         return loaded
+
+
+class CrateLearnedPositionsMixin:
+    """For models with learned positions: another image size for good."""
+
+    def set_image_size(self: Any, image_size: ImageSize) -> None:
+        """Make this a model for images of another size, by interpolating its learned positions.
+
+        `interpolate_pos_encoding=True` does the same for a single call; this is for training on, and for saving.
+
+        Args:
+            image_size: Image (height, width) in pixels; an `int` stands for a square.
+
+        Raises:
+            ValueError: If the patch size does not divide it.
+        """
+        config = type(self.config)(**{**self.config.to_dict(), "image_size": image_size})
+        embeddings = self.base_model.embeddings
+        positions = embeddings.position_embeddings
+        with torch.no_grad():
+            table = interpolate_position_table(positions, embeddings.grid_size, config.grid_size)
+        embeddings.position_embeddings = nn.Parameter(table, requires_grad=positions.requires_grad)
+        embeddings.grid_size = config.grid_size
+        embeddings.patch_embeddings.image_size = to_pair(image_size)
+        self.config.image_size = image_size
+
+
+class CrateEncoderMixin:
+    """The forward of an encoder: embeddings and layers, and no norm behind the last one."""
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self: Any,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""Encode images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`CrateMaeImageProcessor`] prepares them.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to interpolate the positions, for images of another size than the model was made for.
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch_size, num_patches + 1, hidden_size)`, cls token
+            first, and `pooler_output` `(batch_size, hidden_size)`, the cls token.
+
+        Raises:
+            ValueError: If channels or image size do not fit the model.
+        """
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
 class CrateClassifierMixin:

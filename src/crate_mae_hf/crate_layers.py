@@ -16,7 +16,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_crate import CrateEncoderConfig
-from .crate_ops import NormInputs, apply_norm, ista_step
+from .configuration_crate_alpha import CrateAlphaConfig
+from .crate_ops import NormInputs, apply_norm, ista_step, sparse_codes
 
 
 def eager_attention_forward(
@@ -61,9 +62,10 @@ class CrateMSSA(nn.Module):
     Args:
         config: Gives width, dropout and the attention implementation.
         num_heads: Number K of subspaces; the encoder's and the decoder's may differ.
+        bias: Whether there is a b.
     """
 
-    def __init__(self, config: CrateEncoderConfig, num_heads: int):
+    def __init__(self, config: CrateEncoderConfig, num_heads: int, bias: bool = True):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // num_heads
@@ -71,7 +73,8 @@ class CrateMSSA(nn.Module):
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
         self.subspace_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size) if num_heads > 1 else nn.Identity()
+        width = config.hidden_size
+        self.o_proj = nn.Linear(width, width, bias=bias) if num_heads > 1 else nn.Identity()
         cast(Any, self.o_proj).is_mssa_output = True  # for initialisation, which sees one module at a time
         self.register_load_state_dict_pre_hook(rename_out_proj)
 
@@ -128,6 +131,49 @@ class CrateISTA(nn.Module):
         if self._forward_pre_hooks:  # which may have changed the tokens
             norm_inputs = None
         return ista_step(hidden_states, self.dictionary, self.step_size, self.threshold, norm_inputs, self.training)
+
+    def extra_repr(self) -> str:
+        return f"step_size={self.step_size}, threshold={self.threshold}"
+
+
+class CrateAlphaISTA(nn.Module):
+    r"""Two ISTA steps towards a sparse code in an overcomplete dictionary, and back to a token by another dictionary.
+
+        A_1 = ReLU(eta Z D - eta lambda)
+        A_2 = ReLU(A_1 + eta (Z - A_1 Dᵀ) D - eta lambda)
+        Z' = A_2 D̂ᵀ
+
+    The steps descend 1/2 |Z - A Dᵀ|² + lambda |A|_1 over A >= 0 from A = 0. D (`dictionary`) and D̂
+    (`output_dictionary`) are d x m, atoms are columns. The codes A, m wide and never negative, stay inside: tokens are
+    dense and signed, unlike those of [`CrateISTA`].
+
+    Args:
+        hidden_size: Width d of a token.
+        num_atoms: Number m of atoms.
+        step_size: Step size eta.
+        sparsity_weight: Sparsity weight lambda.
+        decoupled: Whether D̂ has weights of its own; otherwise it is D.
+    """
+
+    def __init__(self, hidden_size: int, num_atoms: int, step_size: float, sparsity_weight: float, decoupled: bool):
+        super().__init__()
+        self.dictionary = nn.Parameter(torch.empty(hidden_size, num_atoms))
+        self.output_dictionary = nn.Parameter(torch.empty(hidden_size, num_atoms)) if decoupled else None
+        self.step_size = step_size
+        self.threshold = step_size * sparsity_weight
+
+    def codes(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes after the first and the second step, `(..., m)`, of tokens `(..., d)`."""
+        return sparse_codes(hidden_states, self.dictionary, self.step_size, self.threshold)
+
+    def decode(self, code: torch.Tensor) -> torch.Tensor:
+        """Return the tokens `(..., d)` that codes `(..., m)` stand for."""
+        dictionary = self.dictionary if self.output_dictionary is None else self.output_dictionary
+        return nn.functional.linear(code, dictionary)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map `(..., d)` to the same shape."""
+        return self.decode(self.codes(hidden_states)[1])
 
     def extra_repr(self) -> str:
         return f"step_size={self.step_size}, threshold={self.threshold}"
@@ -190,3 +236,38 @@ class CrateLayer(GradientCheckpointingLayer):
         compressed, _ = self.mssa(self.layernorm_before(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(self.dropout(compressed))
         return self.ista(*apply_norm(self.layernorm_after, hidden_states))
+
+
+class CrateAlphaLayer(GradientCheckpointingLayer):
+    """Encoder layer of CRATE-alpha: compress, then sparsify, each beside a skip connection; MSSA has no bias.
+
+    z_half = z + MSSA(LN(z)),   z' = z_half + ISTA(LN(z_half))
+
+    Without `config.ista_residual` it is z' = ISTA(LN(z_half)), and stochastic depth leaves out the compression alone.
+
+    Args:
+        config: Of the model.
+        drop_path_rate: Probability to leave out a branch for an image in training.
+    """
+
+    def __init__(self, config: CrateAlphaConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mssa = CrateMSSA(config, config.num_attention_heads, bias=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = CrateDropPath(drop_path_rate)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ista = CrateAlphaISTA(
+            config.hidden_size,
+            config.hidden_size * config.overcomplete_ratio,
+            config.ista_step_size,
+            config.ista_lambda,
+            config.decoupled_dictionary,
+        )
+        self.residual = config.ista_residual
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        compressed, _ = self.mssa(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(compressed))
+        sparsified = self.ista(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(sparsified)) if self.residual else sparsified

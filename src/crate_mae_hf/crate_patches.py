@@ -71,6 +71,20 @@ class CratePatchGrid(nn.Module):
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, i, j, p, q, C) -> (B, C, i p, j q)
 
 
+class CratePatchProjection(CratePatchGrid):
+    """Project each patch to a token: `(batch_size, num_channels, height, width)` to `(batch_size, L, d)`."""
+
+    def __init__(self, config: CrateEncoderConfig):
+        super().__init__(config)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        self.check(pixel_values, interpolate_pos_encoding)
+        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+
+
 def sincos_position_table(hidden_size: int, grid_size: tuple[int, int]) -> torch.Tensor:
     r"""Fixed two-dimensional sine-cosine positions of a grid of patches, with a zero row for the cls token.
 
@@ -108,3 +122,28 @@ def interpolate_position_table(
     patches = table[:, 1:].float().unflatten(1, grid_size).permute(0, 3, 1, 2)  # (1, d, rows, columns)
     patches = nn.functional.interpolate(patches, size=new_grid_size, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+class CrateEmbeddings(nn.Module):
+    """Patch embeddings with the cls token in front, and learned positions added once.
+
+    Args:
+        config: Gives image size, patch size, width and dropout.
+        patch_embeddings: Maps images `(batch_size, num_channels, height, width)` to one token per patch.
+    """
+
+    def __init__(self, config: CrateEncoderConfig, patch_embeddings: CratePatchGrid):
+        super().__init__()
+        rows, columns = self.grid_size = config.grid_size
+        self.patch_embeddings = patch_embeddings
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.empty(1, rows * columns + 1, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        embeddings = self.patch_embeddings(pixel_values, interpolate_pos_encoding)
+        embeddings = torch.cat([self.cls_token.expand(embeddings.shape[0], -1, -1), embeddings], dim=1)
+        grid_size = self.patch_embeddings.grid_size(pixel_values)
+        return self.dropout(
+            embeddings + interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
+        )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     # Saving an object copies its file and what that file imports, whether or not the import ever runs. A push during
     # training saves the image processor and nothing else with code, so the models' files have to come along with it.
     from .modeling_crate import CrateModel  # noqa: F401
+    from .modeling_crate_alpha import CrateAlphaModel  # noqa: F401
     from .modeling_crate_mae import CrateMaeModel  # noqa: F401
 
 logger = logging.get_logger(__name__)

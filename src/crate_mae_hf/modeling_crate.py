@@ -9,16 +9,17 @@ from typing import cast
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_crate import CrateConfig, ImageSize, to_pair
-from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel
+from .configuration_crate import CrateConfig
+from .crate_heads import (
+    CrateBackboneMixin,
+    CrateClassifierMixin,
+    CrateEncoderMixin,
+    CrateEncoderPreTrainedModel,
+    CrateLearnedPositionsMixin,
+)
 from .crate_layers import CrateISTA, CrateLayer, drop_path_schedule
-from .crate_patches import CratePatchGrid, interpolate_position_table
+from .crate_patches import CrateEmbeddings, CratePatchGrid
 
 
 class CratePatchEmbeddings(CratePatchGrid):
@@ -40,27 +41,7 @@ class CratePatchEmbeddings(CratePatchGrid):
         return self.layernorm_after(self.projection(self.layernorm_before(patches)))
 
 
-class CrateEmbeddings(nn.Module):
-    """Patch embeddings with the cls token in front, and learned positions added once."""
-
-    def __init__(self, config: CrateConfig):
-        super().__init__()
-        rows, columns = self.grid_size = config.grid_size
-        self.patch_embeddings = CratePatchEmbeddings(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.empty(1, rows * columns + 1, config.hidden_size))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        embeddings = self.patch_embeddings(pixel_values, interpolate_pos_encoding)
-        embeddings = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
-        grid_size = self.patch_embeddings.grid_size(pixel_values)
-        return self.dropout(
-            embeddings + interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
-        )
-
-
-class CratePreTrainedModel(CrateEncoderPreTrainedModel):
+class CratePreTrainedModel(CrateLearnedPositionsMixin, CrateEncoderPreTrainedModel):
     """Initialisation, loading and saving, shared by the CRATE models."""
 
     config: CrateConfig
@@ -82,66 +63,17 @@ class CratePreTrainedModel(CrateEncoderPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def set_image_size(self, image_size: ImageSize) -> None:
-        """Make this a model for images of another size, by interpolating its learned positions.
 
-        `interpolate_pos_encoding=True` does the same for a single call; this is for training on, and for saving.
-
-        Args:
-            image_size: Image (height, width) in pixels; an `int` stands for a square.
-
-        Raises:
-            ValueError: If the patch size does not divide it.
-        """
-        config = type(self.config)(**{**self.config.to_dict(), "image_size": image_size})
-        embeddings = cast(CrateModel, self.base_model).embeddings
-        positions = embeddings.position_embeddings
-        with torch.no_grad():
-            table = interpolate_position_table(positions, embeddings.grid_size, config.grid_size)
-        embeddings.position_embeddings = nn.Parameter(table, requires_grad=positions.requires_grad)
-        embeddings.grid_size = config.grid_size
-        embeddings.patch_embeddings.image_size = to_pair(image_size)
-        self.config.image_size = image_size
-
-
-class CrateModel(CratePreTrainedModel):
+class CrateModel(CrateEncoderMixin, CratePreTrainedModel):
     """The encoder: tokens as the last layer leaves them, sparse and not negative; there is no norm behind it."""
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
     def __init__(self, config: CrateConfig):
         super().__init__(config)
-        self.embeddings = CrateEmbeddings(config)
+        self.embeddings = CrateEmbeddings(config, CratePatchEmbeddings(config))
         self.layers = nn.ModuleList([CrateLayer(config, rate) for rate in drop_path_schedule(config)])
         self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        r"""Encode images.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Images as [`CrateMaeImageProcessor`] prepares them.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to interpolate the positions, for images of another size than the model was made for.
-
-        Returns:
-            [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch_size, num_patches + 1, hidden_size)`, cls token
-            first, and `pooler_output` `(batch_size, hidden_size)`, the cls token.
-
-        Raises:
-            ValueError: If channels or image size do not fit the model.
-        """
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
 class CrateForImageClassification(CrateClassifierMixin, CratePreTrainedModel):

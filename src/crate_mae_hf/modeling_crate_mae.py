@@ -23,7 +23,7 @@ from .configuration_crate_mae import CrateMaeConfig
 from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel
 from .crate_layers import CrateISTA, CrateLayer, CrateMSSA, drop_path_schedule
 from .crate_ops import apply_norm, normed_product
-from .crate_patches import CratePatchGrid, interpolate_position_table, sincos_position_table
+from .crate_patches import CratePatchGrid, CratePatchProjection, interpolate_position_table, sincos_position_table
 
 
 @dataclass
@@ -54,20 +54,6 @@ class CrateMaeForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class CrateMaePatchEmbeddings(CratePatchGrid):
-    """Project each patch to a token: `(batch_size, num_channels, height, width)` to `(batch_size, L, d)`."""
-
-    def __init__(self, config: CrateMaeConfig):
-        super().__init__(config)
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-        )
-
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        self.check(pixel_values, interpolate_pos_encoding)
-        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
-
-
 class CrateMaeEmbeddings(nn.Module):
     """Patch embeddings with mask tokens in place, the cls token in front, and positions added once.
 
@@ -78,7 +64,7 @@ class CrateMaeEmbeddings(nn.Module):
         super().__init__()
         self.hidden_size = config.hidden_size
         self.grid_size = config.grid_size
-        self.patch_embeddings = CrateMaePatchEmbeddings(config)
+        self.patch_embeddings = CratePatchProjection(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings: torch.Tensor

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from .configuration_crate import CrateConfig, CrateEncoderConfig
+from .configuration_crate_alpha import CrateAlphaConfig
 from .configuration_crate_mae import CrateMaeConfig
 
 
@@ -74,10 +75,28 @@ non-negative code. It is described in
   year={2023}
 }""",
     ),
+    ModelRow(
+        name="CRATE-alpha",
+        config_class=CrateAlphaConfig,
+        tags=("crate_alpha", "crate"),
+        paper="""\
+CRATE-alpha is CRATE made to scale: each layer compresses the tokens against learned subspaces (attention with one
+matrix for query, key and value), then takes two steps towards a sparse, non-negative code in an overcomplete
+dictionary, and adds what the code stands for in a second dictionary. It is described in
+[Scaling White-Box Transformers for Vision](https://arxiv.org/abs/2405.20299)
+(Yang, Li, Pai, Zhou, Ma, Yu, Xie; NeurIPS 2024).""",
+        citation="""\
+@inproceedings{yang2024scaling,
+  title={Scaling White-Box Transformers for Vision},
+  author={Jinrui Yang and Xianhang Li and Druv Pai and Yuyin Zhou and Yi Ma and Yaodong Yu and Cihang Xie},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2024}
+}""",
+    ),
 ]
 # By model type.
 MODELS = {row.config_class.model_type: row for row in ROWS}
-# "CRATE-MAE or CRATE", for messages.
+# "CRATE-MAE or CRATE or ...", for messages.
 MODEL_NAMES = " or ".join(row.name for row in ROWS)
 
 

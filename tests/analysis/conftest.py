@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from crate_mae_hf import CrateConfig, CrateForImageClassification, CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf import (
+    CrateAlphaConfig,
+    CrateAlphaForImageClassification,
+    CrateConfig,
+    CrateForImageClassification,
+    CrateMaeConfig,
+    CrateMaeForPreTraining,
+)
 from crate_mae_hf.crate_patches import sincos_position_table
 
 
@@ -23,6 +30,15 @@ def crate() -> CrateForImageClassification:
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8, num_labels=5
     )
     return CrateForImageClassification(config).train()
+
+
+@pytest.fixture
+def alpha() -> CrateAlphaForImageClassification:
+    """A CRATE-alpha, whose sparse code stays inside its layers."""
+    config = CrateAlphaConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8, num_labels=5
+    )
+    return CrateAlphaForImageClassification(config).train()
 
 
 @pytest.fixture

@@ -132,8 +132,9 @@ def test_pca_grid(model, pixel_values):
 
 
 @pytest.mark.parametrize("draw", [figures.compression_and_sparsity, figures.layer_steps])
-def test_layer_figures(draw, model, pixel_values):
-    report = layer_report(model, pixel_values)
+@pytest.mark.parametrize("name", ["model", "alpha"])
+def test_layer_figures(draw, name, request, pixel_values):
+    report = layer_report(request.getfixturevalue(name), pixel_values)
     figure = draw(report)
     for ax in figure.axes:
         if ax.get_legend() is not None:
@@ -144,8 +145,9 @@ def test_layer_figures(draw, model, pixel_values):
     assert "2 images" in caption(figure)
     assert_nothing_is_cut_off(figure)
     curves = {line.get_label(): line.get_ydata() for ax in figure.axes for line in ax.lines}
+    code = "A_2, the code in the layer" if report.is_overcomplete else "z', the layer's output"
     name, label = (
-        ("nonzero_share", "z', the layer's output")
+        ("nonzero_share", code)
         if draw is figures.compression_and_sparsity
         else ("mssa_energy", "MSSA: |z_half - z|² / |z|²")
     )

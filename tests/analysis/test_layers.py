@@ -8,7 +8,7 @@ from torch.nn.functional import layer_norm
 
 from crate_mae_hf import CrateMaeBackbone, CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
 from crate_mae_hf.analysis import coding_rate, layer_report, random_masks, subspace_coding_rate
-from crate_mae_hf.analysis.layers import DESCRIPTIONS
+from crate_mae_hf.analysis.layers import ALPHA_DESCRIPTIONS, DESCRIPTIONS
 
 
 def norm(layer: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def attend(mssa: torch.nn.Module, x: torch.Tensor, num_heads: int) -> torch.Tens
         for basis in mssa.subspace_proj.weight.chunk(num_heads):
             w = tokens @ basis.T
             heads.append((w @ w.T / math.sqrt(len(basis))).softmax(dim=1) @ w)
-        images.append(torch.cat(heads, dim=1) @ mssa.o_proj.weight.T + mssa.o_proj.bias)
+        images.append(mssa.o_proj(torch.cat(heads, dim=1)))
     return torch.stack(images)
 
 
@@ -242,3 +242,60 @@ def test_a_crate_has_encoder_layers_alone(crate, pixel_values, state):
     assert layer_report(crate, torch.randn(1, 3, 48, 24)).num_images == 1
     with pytest.raises(ValueError, match="`bool_masked_pos` must mask nothing for a CRATE"):
         layer_report(crate, pixel_values, torch.ones(2, 16, dtype=torch.bool))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_report_of_an_alpha_against_the_formulas(decoupled, alpha, pixel_values, state):
+    alpha.config.decoupled_dictionary = decoupled
+    model = type(alpha)(alpha.config).double().eval()
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    pixel_values = pixel_values.double()
+    before = state(model)
+    report = layer_report(model, pixel_values, batch_size=1)
+    before.assert_unchanged()
+    assert report.decoder == {}
+    expected = []
+    z = model.crate_alpha.embeddings(pixel_values)
+    for layer in model.crate_alpha.layers:
+        z_half = z + attend(layer.mssa, norm(layer.layernorm_before, z), 4)
+        n = norm(layer.layernorm_after, z_half)
+        D = layer.ista.dictionary
+        back = layer.ista.output_dictionary if decoupled else D
+        first = (0.1 * n @ D - 0.01).relu()
+        code = (first + 0.1 * (n - first @ D.T) @ D - 0.01).relu()
+        z = z_half + code @ back.T
+        values = {
+            "coding_rate": coding_rate(z),
+            "sparsity": (code == 0).double().mean((1, 2)),
+            "ista_energy": ((code @ back.T) ** 2).sum((1, 2)) / (z_half**2).sum((1, 2)),
+            "residual_before": (n**2).sum(2).mean(1) / 2,
+            "residual_between": ((n - first @ D.T) ** 2).sum(2).mean(1) / 2,
+            "residual_after": ((n - code @ D.T) ** 2).sum(2).mean(1) / 2,
+            "l1_before": torch.zeros(2).double(),
+            "l1_between": 0.1 * first.sum(2).mean(1),
+            "l1_after": 0.1 * code.sum(2).mean(1),
+            "dictionary_defect": ((D @ D.T - torch.eye(32)) ** 2).sum().div(32).sqrt().expand(2),
+            "step_bound": 0.1 * torch.linalg.eigvalsh(D @ D.T)[-1].expand(2),
+        }
+        if decoupled:
+            unit, unit_back = D / D.norm(dim=0), back / back.norm(dim=0)
+            values["dictionary_agreement"] = (unit * unit_back).sum(0).mean().expand(2)
+            values["output_dictionary_defect"] = ((back @ back.T - torch.eye(32)) ** 2).sum().div(32).sqrt().expand(2)
+        expected.append(values)
+    for layer, values in enumerate(expected):
+        for name, value in values.items():
+            torch.testing.assert_close(report.encoder[name][layer], value, msg=lambda m, name=name: f"{name}: {m}")
+    assert report.descriptions.keys() == report.encoder.keys()
+    only_decoupled = {"dictionary_agreement", "output_dictionary_defect"}
+    assert ALPHA_DESCRIPTIONS.keys() - report.encoder.keys() == (set() if decoupled else only_decoupled)
+    assert (report.encoder["sparsity"] > 0.1).all()
+
+
+def test_both_steps_of_a_fresh_alpha_descend(alpha, pixel_values):
+    """With the published initialisation and more steps than one: the objective falls from step to step."""
+    measured = layer_report(alpha, pixel_values).encoder
+    start, between, after = (measured[f"residual_{m}"] + measured[f"l1_{m}"] for m in ("before", "between", "after"))
+    assert (between < start).all()
+    assert (after < between).all()

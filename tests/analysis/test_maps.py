@@ -19,7 +19,7 @@ from crate_mae_hf.analysis import (
 from crate_mae_hf.analysis.pca import fill_holes, principal_components
 
 
-@pytest.mark.parametrize("name", ["model", "crate", "vit_mae"])
+@pytest.mark.parametrize("name", ["model", "crate", "alpha", "vit_mae"])
 def test_attention_is_that_of_eager(name, request, pixel_values):
     """The model stays in sdpa; the model's own probabilities in eager attention are the reference."""
     model = request.getfixturevalue(name)

@@ -92,7 +92,9 @@ def test_what_is_comparable_of_a_vit_mae(visualize, vit_mae, images, tmp_path):
     assert (output / "report.html").is_file()
 
 
-def test_everything_of_a_crate(visualize, crate, images, tmp_path):
+@pytest.mark.parametrize("name", ["crate", "alpha"])
+def test_everything_of_a_classifier(name, visualize, images, tmp_path, request):
+    crate = request.getfixturevalue(name)
     crate.save_pretrained(tmp_path / "crate")
     CrateMaeImageProcessor.from_config(crate.config).save_pretrained(tmp_path / "crate")
     output = tmp_path / "output"
@@ -100,7 +102,9 @@ def test_everything_of_a_crate(visualize, crate, images, tmp_path):
     assert pictures(output) == {"compression_and_sparsity", "layer_steps"} | MAPS
     assert len(json.loads((output / "layers.json").read_text())) == 3
     assert not (output / "reconstructions.csv").exists()
-    assert "Reconstructions" not in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "Reconstructions" not in page
+    assert ("share of exact zeros in the code A_2" in page) == (name == "alpha")
     with pytest.raises(SystemExit, match='`statistics` must be "none"'):
         visualize(model_name_or_path=tmp_path / "crate", images=images, output_dir=tmp_path / "2", statistics="oracle")
 

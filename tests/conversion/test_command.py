@@ -43,7 +43,7 @@ def test_compare_lambda(checkpoint, tmp_path, capsys):
         (["--reverse", "--ista_lambda", "1"], "--reverse goes without --ista_lambda"),
         (["--compare_lambda", "1"], "go together"),
         (["--compare_lambda", "-1", "--images", "."], "must not be negative"),
-        (["--size", "huge"], "invalid choice"),
+        (["--size", "giant"], "invalid choice"),
     ],
 )
 def test_bad_command_lines(arguments, message, checkpoint, tmp_path, capsys):

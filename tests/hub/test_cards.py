@@ -11,6 +11,7 @@ from saving import every_saved_class, save
 
 from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.hub import create_model_card
+from crate_mae_hf.registry import MODELS
 
 
 @every_saved_class
@@ -95,6 +96,19 @@ def test_card_of_a_crate(crate):
     assert "yu2023white" in card.text
     for absent in ("MAE", "Reconstructions", "pai2024"):
         assert absent not in card.text, absent
+
+
+def test_card_of_an_alpha(tmp_path):
+    save(MODELS["crate_alpha"], "AutoModel", tmp_path / "alpha")
+    card = create_model_card(tmp_path / "alpha")
+    for text in (
+        "The encoder of a CRATE-alpha.",
+        "yang2024scaling",
+        "| `overcomplete_ratio` | 4 |",
+        "| `ista_residual` |",
+    ):
+        assert text in card.text, text
+    assert "MAE" not in card.text.replace("CrateMae", "")
 
 
 def test_card_of_a_folder_without_code(pretrained):

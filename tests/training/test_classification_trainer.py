@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from crate_mae_hf import CrateMaeForImageClassification
+from crate_mae_hf import CrateAlphaConfig, CrateAlphaForImageClassification, CrateMaeForImageClassification
 from crate_mae_hf.training.classification_trainer import ClassificationTrainer, freeze_encoder
 
 
@@ -161,3 +161,17 @@ def test_resuming_gives_the_unbroken_run(train, tmp_path, config):
 def test_layer_decay_has_a_range(train, value):
     with pytest.raises(ValueError, match=rf"`layer_decay` must lie in \(0, 1\], got {value}"):
         train(layer_decay=value)
+
+
+def test_an_alpha_decays_as_it_was_trained(tmp_path):
+    config = CrateAlphaConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8, num_labels=3
+    )
+    model = CrateAlphaForImageClassification(config)
+    trainer = ClassificationTrainer(model, TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    assert set(trainer.get_decay_parameter_names(model)) == {
+        "crate_alpha.embeddings.patch_embeddings.projection.weight",
+        "crate_alpha.layers.0.mssa.subspace_proj.weight",
+        "crate_alpha.layers.0.mssa.o_proj.weight",
+        "classifier.1.weight",
+    }

@@ -96,7 +96,12 @@ def subspace_coherence(projection: torch.Tensor, num_heads: int) -> torch.Tensor
 
 
 def orthogonality_defect(dictionary: torch.Tensor) -> torch.Tensor:
-    """|Dᵀ D - I|_F / sqrt(d): 0 for an orthogonal dictionary, as the derivation of ISTA's inverse assumes."""
+    """|Dᵀ D - I|_F / sqrt(d): 0 for an orthogonal dictionary, as the derivation of ISTA's inverse assumes.
+
+    Of a dictionary with more atoms than dimensions it is |D Dᵀ - I|_F / sqrt(d), 0 where D Dᵀ x = x for every token x.
+    """
     dictionary = dictionary.detach().cpu().double()
+    if dictionary.shape[1] > dictionary.shape[0]:
+        dictionary = dictionary.T
     identity = torch.eye(dictionary.shape[1], dtype=torch.float64)
     return (dictionary.T @ dictionary - identity).norm() / identity.shape[0] ** 0.5

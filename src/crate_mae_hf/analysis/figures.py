@@ -218,19 +218,21 @@ def compression_and_sparsity(report: LayerReport) -> Figure:
     rates.axhline(report.rate_bound, color="grey", linestyle=":", linewidth=1, label="bound d/2 log(1 + 1/eps²)")
     _finish(rates, "compression, unit-norm tokens", "$R^c$ [nats]")
     _finish(raw, "compression, raw tokens", "$R^c$ [nats]")
-    _curve(share, report.encoder, "nonzero_share", "z', the layer's output", "tab:green")
+    code = "A_2, the code in the layer" if report.is_overcomplete else "z', the layer's output"
+    _curve(share, report.encoder, "nonzero_share", code, "tab:green")
     share.set_ylim(0, 1)
     _finish(share, "sparsity (lower is sparser)", "share of non-zero entries")
     _caption(
         figure,
-        "Measured: tokens before and after each layer's MSSA step through its own U, and each layer's output. "
+        "Measured: tokens before and after each layer's MSSA step through its own U, and each layer's "
+        f"{'code' if report.is_overcomplete else 'output'}. "
         f"Mean and standard deviation over {report.num_images} images.",
     )
     return figure
 
 
 def layer_steps(report: LayerReport) -> Figure:
-    """Draw the two steps of each encoder layer, the overlap of its subspaces, and how the decoder undoes it.
+    """Draw what each encoder layer does in its two parts, what its weights are like, and how the decoder undoes it.
 
     Args:
         report: The measurements.
@@ -242,19 +244,30 @@ def layer_steps(report: LayerReport) -> Figure:
     _curve(rate, encoder, "coding_rate_unit", "z', unit-norm tokens", "tab:pink", dashed=True)
     _finish(rate, "coding rate of the output", "$R$ [nats]")
     _curve(energy, encoder, "mssa_energy", "MSSA: |z_half - z|² / |z|²", "tab:blue")
-    _curve(energy, encoder, "ista_energy", "ISTA: |z' - n|² / |n|²", "tab:green")
+    if report.is_overcomplete:
+        change, measured = "|A_2 D̂\u1d40|² / |z_half|²", "the codes A_1 and A_2 of n"
+        codes = {
+            "before": "a = 0, before ISTA",
+            "between": "a = A_1, after one step",
+            "after": "a = A_2, after two steps",
+        }
+    else:
+        change, measured = "|z' - n|² / |n|²", "z' = ISTA(n)"
+        codes = {"before": "a = n, before ISTA", "after": "a = z', after ISTA"}
+    _curve(energy, encoder, "ista_energy", f"ISTA: {change}", "tab:green")
     _finish(energy, "energy of the two steps", "relative energy")
+    colours = {"before": "tab:blue", "between": "tab:olive", "after": "tab:green"}
     for ax, name, title, ylabel in (
         (residual, "residual", "sparse coding: residual", "1/2 |n - a D\u1d40|² per token"),
         (penalty, "l1", "sparse coding: l1 term", "lambda |a|_1 per token"),
     ):
-        _curve(ax, encoder, f"{name}_before", "a = n, before ISTA", "tab:blue", dashed=True)
-        _curve(ax, encoder, f"{name}_after", "a = z', after ISTA", "tab:green")
+        for moment, label in codes.items():
+            _curve(ax, encoder, f"{name}_{moment}", label, colours[moment], dashed=moment == "before")
         _finish(ax, title, ylabel)
-    _curve(weights, encoder, "subspace_coherence", "overlap of the K subspaces", "tab:blue")
-    _curve(weights, encoder, "dictionary_defect", "|D\u1d40D - I| / sqrt(d)", "tab:green")
-    _finish(weights, "distance from the assumptions", "0 = orthogonal")
+    _draw_weights(weights, report)
+    mirrored = ""
     if "inversion" in decoder:
+        mirrored = "Decoder layer l is given z^(L-l+1) and compared with z^(L-l), the input of the layer it mirrors. "
         _curve(inversion, decoder, "inversion", "g_l alone", "tab:red")
         _curve(inversion, decoder, "inversion_in_flow", "in the forward", "tab:orange")
         _curve(inversion, decoder, "inversion_identity", "doing nothing", "grey", dashed=True)
@@ -264,8 +277,20 @@ def layer_steps(report: LayerReport) -> Figure:
         inversion.set_axis_off()
     _caption(
         figure,
-        "Measured: n = LN(z_half), z' = ISTA(n), tokens and weights of each layer. Decoder layer l is given "
-        "z^(L-l+1) and compared with z^(L-l), the input of the encoder layer that it mirrors. Mean and standard "
+        f"Measured: n = LN(z_half), {measured}, tokens and weights of each layer. {mirrored}Mean and standard "
         f"deviation over {report.num_images} images.",
     )
     return figure
+
+
+def _draw_weights(ax: Axes, report: LayerReport) -> None:
+    """Draw what the subspaces and the dictionaries of each encoder layer are like."""
+    _curve(ax, report.encoder, "subspace_coherence", "overlap of the K subspaces", "tab:blue")
+    if not report.is_overcomplete:
+        _curve(ax, report.encoder, "dictionary_defect", "|D\u1d40D - I| / sqrt(d)", "tab:green")
+        _finish(ax, "distance from the assumptions", "0 = orthogonal")
+        return
+    _curve(ax, report.encoder, "step_bound", "eta |D|²: descent up to 1", "tab:green")
+    if "dictionary_agreement" in report.encoder:
+        _curve(ax, report.encoder, "dictionary_agreement", "cosine of atoms of D and D̂", "tab:red")
+    _finish(ax, "the subspaces and the dictionaries", "cosine, or eta |D|²", from_zero=False)

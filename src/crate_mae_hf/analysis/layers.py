@@ -19,6 +19,7 @@ from ..adapters import (
     predict_patches,
     run_encoder,
 )
+from ..crate_layers import CrateAlphaISTA, CrateISTA
 from .coding_rate import (
     coding_rate,
     nonzero_share,
@@ -55,6 +56,21 @@ DESCRIPTIONS = {
     "inversion_in_flow": "the same of y^l, the decoder layer's output as it is, and z^(L-l)",
     "inversion_identity": "the same of z^(L-l+1) and z^(L-l): what doing nothing would score",
 }
+# What is measured of a CRATE-alpha besides, or means something else there: its code stays inside the layer.
+ALPHA_DESCRIPTIONS = {
+    "sparsity": "share of exact zeros in the code A_2",
+    "ista_energy": "|A_2 D̂ᵀ|² / |z_half|²",
+    "residual_before": "1/2 |n - a Dᵀ|² per token, n = LN(z_half), code a = 0 before the two ISTA steps",
+    "residual_between": "1/2 |n - a Dᵀ|² per token, code a = A_1 after the first step",
+    "residual_after": "1/2 |n - a Dᵀ|² per token, code a = A_2 after the second step",
+    "l1_before": "lambda |a|_1 per token, a = 0",
+    "l1_between": "lambda |a|_1 per token, a = A_1",
+    "l1_after": "lambda |a|_1 per token, a = A_2",
+    "dictionary_defect": "|D Dᵀ - I|_F / sqrt(d)",
+    "output_dictionary_defect": "|D̂ D̂ᵀ - I|_F / sqrt(d)",
+    "dictionary_agreement": "mean cosine between an atom of D and that of D̂: 1 if one dictionary would do",
+    "step_bound": "eta times the largest eigenvalue of D Dᵀ: up to 1 both steps descend, beyond 2 they may diverge",
+}
 
 
 @dataclass
@@ -62,7 +78,7 @@ class LayerReport:
     """Measurements of each layer and image.
 
     Args:
-        encoder: Name of a measure (see `DESCRIPTIONS`) -> `(num_layers, num_images)`, float64.
+        encoder: Name of a measure (see `descriptions`) -> `(num_layers, num_images)`, float64.
         decoder: The same for the decoder's layers; empty for a model without decoder. The inversion measures are there
             where the decoder is not deeper than the encoder; a shallower one mirrors the encoder's last layers.
         rate_bound: d/2 log(1 + 1/eps²), the largest R of unit-norm tokens, and the largest R^c.
@@ -76,6 +92,18 @@ class LayerReport:
     def num_images(self) -> int:
         """Number of images that were measured."""
         return self.encoder["sparsity"].shape[1]
+
+    @property
+    def is_overcomplete(self) -> bool:
+        """Whether the layers are those of a CRATE-alpha."""
+        return "residual_between" in self.encoder
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """What each measure is."""
+        if not self.is_overcomplete:
+            return DESCRIPTIONS
+        return {name: (DESCRIPTIONS | ALPHA_DESCRIPTIONS)[name] for name in self.encoder}
 
     def table(self) -> list[dict[str, str | int | float]]:
         """Return one row per layer: `part`, `layer` (from 1), `<measure>_mean` and `<measure>_std` over the images."""
@@ -97,13 +125,13 @@ def layer_report(
     eps_squared: float = 0.01,
     batch_size: int = 4,
 ) -> LayerReport:
-    """Measure what each encoder and decoder layer does; `DESCRIPTIONS` says what each number is.
+    """Measure what each encoder and decoder layer does; the report's `descriptions` say what each number is.
 
     The layers are observed by forward hooks while the model runs in evaluation mode, without gradients; the model is
     left as it was, also when the forward raises. All N tokens count, cls and mask tokens included.
 
     Args:
-        model: Any CRATE-MAE or CRATE model; only one for pre-training has decoder layers to measure.
+        model: Any CRATE-MAE, CRATE or CRATE-alpha model; only one for pre-training has decoder layers to measure.
         pixel_values: Images of shape `(num_images, num_channels, height, width)`, as the model takes them; positions
             are interpolated if the images have another size than the model's.
         bool_masked_pos: True where a patch is masked, `(num_images, num_patches)`; nothing when left out.
@@ -111,7 +139,7 @@ def layer_report(
         batch_size: Number of images that are in memory at a time.
 
     Raises:
-        ValueError: If the model is neither a CRATE-MAE nor a CRATE, or images or mask do not fit it.
+        ValueError: If the model is none of these, or images or mask do not fit it.
     """
     if not is_white_box(model):
         raise ValueError(f"`model` must be a CRATE-MAE or CRATE model, got {type(model).__name__}.")
@@ -156,11 +184,28 @@ def _stack(measures: list[Measures], num_images: int) -> dict[str, torch.Tensor]
 def _weight_measures(layer: Any) -> Measures:
     """Measure what depends on the layer's weights alone."""
     weight = layer.mssa.subspace_proj.weight
-    dictionary = layer.ista.dictionary if hasattr(layer, "ista") else layer.dictionary
-    return {
+    ista = getattr(layer, "ista", layer)  # a decoder layer has its dictionary itself
+    measures = {
         "subspace_coherence": subspace_coherence(weight, weight.shape[0] // layer.mssa.head_dim),
-        "dictionary_defect": orthogonality_defect(dictionary),
+        "dictionary_defect": orthogonality_defect(ista.dictionary),
     }
+    if isinstance(ista, CrateAlphaISTA):
+        dictionary = ista.dictionary.detach().cpu().double()
+        measures["step_bound"] = ista.step_size * torch.linalg.matrix_norm(dictionary, 2) ** 2
+        if ista.output_dictionary is not None:
+            output_dictionary = ista.output_dictionary.detach().cpu().double()
+            measures["output_dictionary_defect"] = orthogonality_defect(output_dictionary)
+            cosines = nn.functional.cosine_similarity(dictionary, output_dictionary, dim=0)
+            measures["dictionary_agreement"] = cosines.mean()
+    return measures
+
+
+def _codes(ista: CrateISTA | CrateAlphaISTA, tokens: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the code of normed tokens before, between and after the ISTA steps of a layer with that output."""
+    if isinstance(ista, CrateAlphaISTA):
+        first, second = ista.codes(tokens)
+        return {"before": torch.zeros_like(first), "between": first, "after": second}
+    return {"before": tokens, "after": output}
 
 
 def _energy(tokens: torch.Tensor) -> torch.Tensor:
@@ -218,15 +263,19 @@ class _Observer:
         return hooks
 
     def measure_encoder(self, layer: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """Measure `z_half = z + MSSA(LN(z)),  n = LN(z_half),  z' = ISTA(n)`."""
+        """Measure `z_half = z + MSSA(LN(z)),  n = LN(z_half),  z' = ISTA(n)`, or beside a skip connection."""
         z, (z_half, n) = self.parts["before"][0], self.parts["after"]
         if not self.hidden_states:
             self.hidden_states.append(z)
         self.hidden_states.append(output)
         sparsity_weight = layer.ista.threshold / layer.ista.step_size
-        measures = self.common_measures(layer, z, z_half, output)
-        measures["ista_energy"] = _energy(output - n) / _energy(n)
-        for moment, code in (("before", n), ("after", output)):
+        codes = _codes(layer.ista, n, output)
+        measures = self.common_measures(layer, z, z_half, output, codes["after"])
+        if isinstance(layer.ista, CrateAlphaISTA):
+            measures["ista_energy"] = _energy(layer.ista.decode(codes["after"])) / _energy(z_half)
+        else:
+            measures["ista_energy"] = _energy(output - n) / _energy(n)
+        for moment, code in codes.items():
             residual = n - nn.functional.linear(code, layer.ista.dictionary)
             measures[f"residual_{moment}"] = _energy(residual) / 2 / n.shape[1]
             measures[f"l1_{moment}"] = sparsity_weight * code.double().abs().sum(dim=(1, 2)) / n.shape[1]
@@ -237,7 +286,7 @@ class _Observer:
         (y, n), y_half = self.parts["before"], self.parts["after"][0]
         if self.decoder_input is None:
             self.decoder_input = y
-        measures = self.common_measures(layer, y_half, output, output)
+        measures = self.common_measures(layer, y_half, output, output, output)
         measures["dictionary_energy"] = _energy(y_half - n) / _energy(n)
         if len(self.decoder_layers) <= len(self.encoder_layers):
             target = self.hidden_states[2 * len(self.encoder_layers) - len(self.measures) - 1]
@@ -248,8 +297,10 @@ class _Observer:
         self.measures.append({name: values.tolist() for name, values in measures.items()})
         self.parts.clear()
 
-    def common_measures(self, layer: Any, before: torch.Tensor, after: torch.Tensor, output: torch.Tensor) -> Measures:
-        """Measure the layer's output, and its MSSA step from `before` to `after`."""
+    def common_measures(
+        self, layer: Any, before: torch.Tensor, after: torch.Tensor, output: torch.Tensor, code: torch.Tensor
+    ) -> Measures:
+        """Measure the layer's output and its code, and its MSSA step from `before` to `after`."""
         projection = layer.mssa.subspace_proj.weight
         flat_codes = {
             "codes": self.parts["codes"][1],
@@ -257,8 +308,8 @@ class _Observer:
             "after": nn.functional.linear(after, projection),
         }
         measures = {
-            "sparsity": sparsity(output),
-            "nonzero_share": nonzero_share(output),
+            "sparsity": sparsity(code),
+            "nonzero_share": nonzero_share(code),
             "mssa_energy": _energy(after - before) / _energy(before),
         }
         for suffix, normalize in (("", False), ("_unit", True)):

@@ -10,34 +10,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import clear_errors
-from ..configuration_crate import CrateEncoderConfig
 from ..evaluation.lambda_study import compare_lambda, find_images
 from ..tables import text_table
 from .checkpoints import read_checkpoint
 from .convert import convert_checkpoint, format_report, revert_checkpoint
-from .layouts import find_layout
+from .layouts import LAYOUTS, find_layout
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m crate_mae_hf.conversion", description="Convert checkpoints of the official CRATE code."
     )
-    parser.add_argument("checkpoint", type=Path, help="official .pth or .safetensors file; with --reverse our folder")
+    sizes = list(dict.fromkeys(size for layout in LAYOUTS for size in layout.config_class.sizes))
+    parser.add_argument(
+        "checkpoint", type=Path, help="official .pth, .npz or .safetensors file; with --reverse our folder"
+    )
     parser.add_argument("output", type=Path, help="folder to write; with --reverse the file to write")
     parser.add_argument("--reverse", action="store_true", help="write the official layout")
     options = parser.add_argument_group("what a checkpoint does not hold").add_argument
-    options("--size", choices=CrateEncoderConfig.sizes, help="published size, gives the numbers of heads")
+    options("--size", choices=sizes, help="published size, gives the numbers of heads")
     options("--num_attention_heads", type=int, help="heads of the encoder, for other sizes")
-    options("--ista_lambda", type=float, help="sparsity weight; CRATE-MAE: 0.5, but see --compare_lambda; CRATE: 0.1")
+    options("--ista_lambda", type=float, help="sparsity weight; CRATE-MAE: 0.5, but see --compare_lambda; others: 0.1")
     options = parser.add_argument_group("CRATE-MAE").add_argument
     options("--decoder_num_attention_heads", type=int, help="heads of the decoder, if they differ")
     options("--mask_ratio", type=float, help="share of masked patches; 0.75 when left out")
     options("--norm_pix_loss", action="store_true", default=None, help="trained on normalised patches")
     options("--compare_lambda", type=float, nargs="+", metavar="LAMBDA", help="report the masked loss of each")
     options("--images", type=Path, metavar="DIR", help="images for --compare_lambda")
-    options = parser.add_argument_group("supervised CRATE").add_argument
+    options = parser.add_argument_group("supervised CRATE, CRATE-alpha").add_argument
     options("--image_size", type=int, help="image size to convert to, by interpolating the positions")
-    options("--num_channels", type=int, help="image channels; 3 when left out")
+    options("--num_channels", type=int, help="image channels of a CRATE; 3 when left out")
     parsed = parser.parse_args(arguments)
     given = {name for name, value in vars(parsed).items() if value is not None} - {"checkpoint", "output", "reverse"}
     if parsed.reverse and given:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,10 @@ FOREIGN = {
         "is in this package's layout already: load it with `from_pretrained`, or add --reverse"
     ),
     r"^transformer\.layers\.\d+\.\d\.(fn\.)?(to_qkv|net)\.": "is a ViT in the layout of vit-pytorch, not a CRATE",
+    r"^visual\.transformer\.resblocks\.\d+\.mlp\.c_fc\.weight$": (
+        "is a CLIP whose vision tower is a ViT, not a CRATE-alpha"
+    ),
+    r"^Transformer/encoderblock_\d+/MlpBlock_": "is a ViT in the layout of Big Vision, not a CRATE-alpha",
     r"^(decoder_)?blocks\.\d+\.(attn|mlp)\.": (
         "is a ViT or ViTMAE in the layout of MAE or timm: convert it with Transformers' own script for ViTMAE"
     ),
@@ -40,14 +45,15 @@ PREFIXES = re.compile(r"^((module|model)\.)+")
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """Read an official state dict, bare or under `model` or `state_dict`, whatever wrapped the model that was saved.
 
-    Nothing in the file is run: pickles are read with `weights_only=True`.
+    Nothing in the file is run: pickles are read with `weights_only=True`. Of a JAX checkpoint (`.npz`) the parameters
+    are read, without the state of its optimizer.
 
     Raises:
         ValueError: If the file is missing, damaged, holds more than tensors and plain values, or is of another model.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"`checkpoint` must be a .pth or .safetensors file, {path} {found}.")
+        raise ValueError(f"`checkpoint` must be a .pth, .npz or .safetensors file, {path} {found}.")
     content = _read_file(path)
     while isinstance(content, Mapping) and (name := next((n for n in NESTED if _is_mapping(content, n)), None)):
         content = content[name]
@@ -74,7 +80,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 def list_keys(content: Mapping[Any, Any]) -> str:
     """Return the top parts of the keys of a mapping in one line."""
-    tops = list(dict.fromkeys(str(key).split(".")[0] for key in content))
+    tops = list(dict.fromkeys(re.split(r"[./]", str(key))[0] for key in content))
     return f"the keys {', '.join(tops[:10])}" + (" and others" if len(tops) > 10 else "") if tops else "no keys"
 
 
@@ -100,6 +106,8 @@ def _read_file(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
                     raise ValueError(f"{size} is damaged: the checksum of {broken} in it is wrong. Download it again.")
+            if path.suffix == ".npz":
+                return _read_arrays(path)
         # Training scripts in the manner of MAE store their command line beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -117,3 +125,23 @@ def _read_file(path: Path) -> Any:
             f"{size} cannot be read as a {path.suffix or 'PyTorch'} file: it is damaged, cut short, or a web page or "
             "pointer in place of the file. Download it again."
         ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """Read the parameters in a JAX checkpoint, those under `params/`, or all arrays of one that has nothing else.
+
+    Raises:
+        ValueError: If they are no arrays of numbers.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        names = [name for name in arrays.files if name.startswith("params/")] or arrays.files
+        try:
+            return {name.removeprefix("params/"): _to_tensor(arrays[name]) for name in names}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} must hold arrays of numbers alone: {error}") from error
+
+
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    if array.dtype == np.dtype("V2"):  # what NumPy makes of bfloat16, which it does not know
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -60,8 +60,8 @@ def read_crate_mae_config(
         )
     sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
-        "num_hidden_layers": count_layers(state_dict, "blocks"),
-        "decoder_num_hidden_layers": count_layers(state_dict, "decoder_blocks"),
+        "num_hidden_layers": count_layers(state_dict, "blocks."),
+        "decoder_num_hidden_layers": count_layers(state_dict, "decoder_blocks."),
     }
     published_heads = check_size(size, CrateMaeConfig, sizes)
     default = published_heads if num_attention_heads is None else num_attention_heads
@@ -112,7 +112,7 @@ def read_crate_config(
         raise ValueError(f"`pos_embedding` must be that of a square grid of patches, got {num_patches} patches.")
     sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
-        "num_hidden_layers": count_layers(state_dict, "transformer.layers"),
+        "num_hidden_layers": count_layers(state_dict, "transformer.layers."),
     }
     default = check_size(size, CrateConfig, sizes)
     sizes["num_labels"] = len(state_dict["mlp_head.1.weight"])
@@ -128,7 +128,8 @@ def read_crate_config(
 
 
 def count_layers(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
-    layers = [int(match[1]) for key in state_dict if (match := re.match(rf"{prefix}\.(\d+)\.", key))]
+    """Return the number of layers by the largest number that follows `prefix`."""
+    layers = [int(match[1]) for key in state_dict if (match := re.match(rf"{re.escape(prefix)}(\d+)\W", key))]
     return max(layers, default=-1) + 1
 
 
@@ -146,12 +147,18 @@ def check_size(size: str | None, config_class: type[CrateEncoderConfig], found: 
     return published.num_attention_heads
 
 
-def infer_heads(name: str, given: int | None, default: int | None, has_projection: bool) -> int:
+def infer_heads(
+    name: str,
+    given: int | None,
+    default: int | None,
+    has_projection: bool,
+    config_class: type[CrateEncoderConfig] = CrateEncoderConfig,
+) -> int:
     """Return the number of heads: as given, else 1 without output projection, else the default."""
     num_heads = given if given is not None else default if has_projection else 1
     if num_heads is None:
         raise ValueError(
-            f"`{name}` cannot be read off a checkpoint: pass it, or `size` ({', '.join(CrateEncoderConfig.sizes)})."
+            f"`{name}` cannot be read off a checkpoint: pass it, or `size` ({', '.join(config_class.sizes)})."
         )
     return num_heads
 

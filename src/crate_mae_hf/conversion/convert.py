@@ -42,8 +42,8 @@ def compare_keys(state_dict: Mapping[str, torch.Tensor], layout: Layout, config:
     """Compare an official state dict with what a model of `config` needs.
 
     Returns:
-        Rows with the status `"mapped"` (one for all layers together), `"dropped"`, `"missing"`, `"unknown"` or
-        `"wrong shape"`.
+        Rows with the status `"mapped"` (one for all layers together), `"added"`, `"dropped"`, `"missing"`, `"unknown"`
+        or `"wrong shape"`.
     """
     with torch.device("meta"):
         model = layout.model_class(config)
@@ -52,8 +52,10 @@ def compare_keys(state_dict: Mapping[str, torch.Tensor], layout: Layout, config:
     rows: Counter[tuple[str, str, str]] = Counter()
     for key in dict.fromkeys([*needed, *state_dict]):
         pattern = to_pattern(key)
-        if key in layout.unused:
-            row = "dropped", key, layout.unused[key]
+        if why := layout.why_unused(key):
+            row = "dropped", pattern, why
+        elif key in layout.added:
+            row = "added", key, layout.added[key]
         elif key not in needed:
             row = "unknown", key, f"not a weight of {layout.name} of this size"
         elif key not in state_dict:
@@ -68,7 +70,7 @@ def compare_keys(state_dict: Mapping[str, torch.Tensor], layout: Layout, config:
 
 def format_report(report: Sequence[KeyReport]) -> str:
     """Return the report as a table, what needs attention at its end."""
-    order = ("mapped", "dropped", "missing", "unknown", "wrong shape")
+    order = ("mapped", "added", "dropped", "missing", "unknown", "wrong shape")
     header = ("status", "official key", "ours, or why", "tensors")
     rows = sorted(report, key=lambda row: order.index(row.status))
     return text_table([dict(zip(header, row, strict=True)) for row in rows])
@@ -82,12 +84,13 @@ def convert_checkpoint(
     The weights keep their values and their dtype; the image processor is saved beside them.
 
     Args:
-        checkpoint: Official `.pth` or `.safetensors` file, see `read_checkpoint`.
+        checkpoint: Official `.pth`, `.npz` or `.safetensors` file, see `read_checkpoint`.
         output_dir: Folder to write; must not exist or be empty.
-        image_size: For supervised CRATE: the image size of the converted model, by interpolating the positions; the
-            checkpoint's own when left out.
+        image_size: For supervised CRATE and CRATE-alpha: the image size of the converted model, by interpolating the
+            positions; the checkpoint's own when left out.
         **settings: What a checkpoint does not hold: `size` or `num_attention_heads`, and the other arguments of
-            `read_crate_mae_config` for CRATE-MAE, of `read_crate_config` for supervised CRATE.
+            `read_crate_mae_config` for CRATE-MAE, of `read_crate_config` for supervised CRATE, of
+            `read_crate_alpha_config` for CRATE-alpha.
 
     Returns:
         What became of every key.
@@ -109,15 +112,16 @@ def convert_checkpoint(
             )
     check_dimensions(state_dict, layout)
     config = layout.read_config(state_dict, **settings)
+    state_dict = layout.prepare(state_dict)
     report = compare_keys(state_dict, layout, config)
-    if any(row.status not in ("mapped", "dropped") for row in report):
+    if any(row.status not in ("mapped", "added", "dropped") for row in report):
         raise ValueError(
             f"{checkpoint} does not fit {layout.name}, nothing was written; see the end of this table.\n\n"
             + format_report(report)
         )
     with torch.device("meta"):
         model = layout.model_class(config)
-    weights = {convert_key(key, layout.keys): value for key, value in state_dict.items() if key not in layout.unused}
+    weights = {convert_key(key, layout.keys): v for key, v in state_dict.items() if not layout.why_unused(key)}
     model.load_state_dict(weights, assign=True)
     if image_size is not None:
         cast(Any, model).set_image_size(image_size)
@@ -149,12 +153,14 @@ def revert_checkpoint(folder: str | Path, checkpoint: str | Path) -> None:
     were: `pos_embed` is the one position table, `decoder_embed` the identity.
 
     Args:
-        folder: Folder of a [`CrateMaeForPreTraining`] or a [`CrateForImageClassification`].
+        folder: Folder of a [`CrateMaeForPreTraining`], [`CrateForImageClassification`] or
+            [`CrateAlphaForImageClassification`].
         checkpoint: File to write: `.safetensors` with a bare state dict, anything else a PyTorch file with the state
-            dict under `model`.
+            dict under `model`, but for CRATE-alpha, whose official code wants it bare.
 
     Raises:
-        ValueError: If the folder holds no complete model of these classes, or the file exists.
+        ValueError: If the folder holds no complete model of these classes, the official code has no such model, or the
+            file exists.
     """
     folder, checkpoint = Path(folder), Path(checkpoint)
     if checkpoint.exists():
@@ -173,10 +179,15 @@ def revert_checkpoint(folder: str | Path, checkpoint: str | Path) -> None:
         raise ValueError(
             f"`folder` must hold {layout.saved_model}, {folder} lacks {len(missing)} weights such as `{missing[0]}`."
         )
+    for name, value in layout.fixed.items():
+        if (found := getattr(model.config, name)) != value:
+            raise ValueError(
+                f"`folder` must hold a model with `{name}={value}`, as the official code has it, not {found}."
+            )
     state_dict = {convert_key(name, layout.official_keys): value for name, value in model.state_dict().items()}
     state_dict = layout.complete(state_dict)
     with written_beside(checkpoint) as partial:
         if checkpoint.suffix == ".safetensors":
             save_file(state_dict, partial)
         else:
-            torch.save({"model": state_dict}, partial)
+            torch.save(state_dict if layout.is_bare else {"model": state_dict}, partial)

@@ -1,15 +1,20 @@
-"""How the official code (github.com/Ma-Lab-Berkeley/CRATE) stores its models: one `Layout` per kind of checkpoint."""
+"""How the official code (github.com/Ma-Lab-Berkeley/CRATE, UCSC-VLAA/CRATE-alpha) stores its models.
+
+One `Layout` per kind of checkpoint.
+"""
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from ..configuration_crate import CrateEncoderConfig
 from ..modeling_crate import CrateForImageClassification
+from ..modeling_crate_alpha import CrateAlphaForImageClassification
 from ..modeling_crate_mae import CrateMaeForPreTraining
+from . import crate_alpha
 from .configurations import read_crate_config, read_crate_mae_config
 
 StateDict = dict[str, torch.Tensor]
@@ -21,13 +26,17 @@ class Layout(NamedTuple):
     name: str
     model_class: type[PreTrainedModel]
     keys: Mapping[str, str]  # official -> ours; `{i}` is the number of a layer
-    unused: Mapping[str, str]  # official keys that its forward never reads, and why
+    unused: Mapping[str, str]  # official keys that are left out, as regular expressions, and why
     refused: tuple[str, ...]  # settings of other models, which its checkpoints do not go with
     mark: str  # regular expression for keys that tell it from the layouts after it in `LAYOUTS`
     dimensions: Mapping[str, int]  # official keys that tell the sizes -> number of dimensions of their tensors
     read_config: Callable[..., CrateEncoderConfig]  # of a state dict and settings
     saved_model: str  # what a folder has to hold to be written as an official checkpoint
     complete: Callable[[StateDict], StateDict] = dict  # adds what official checkpoints hold beside the keys
+    prepare: Callable[[StateDict], StateDict] = dict  # brings official tensors into the shapes of ours
+    added: Mapping[str, str] = {}  # keys that `prepare` adds, and why
+    fixed: Mapping[str, Any] = {}  # settings that the official code has no other value of
+    is_bare: bool = False  # whether the official code wants a state dict that is not under `model`
 
     @property
     def config_class(self) -> type[CrateEncoderConfig]:
@@ -38,6 +47,10 @@ class Layout(NamedTuple):
     def official_keys(self) -> dict[str, str]:
         """Our keys -> official ones."""
         return {ours: official for official, ours in self.keys.items()}
+
+    def why_unused(self, key: str) -> str | None:
+        """Say why an official key is left out; `None` for one that is not."""
+        return next((why for pattern, why in self.unused.items() if re.fullmatch(pattern, key)), None)
 
 
 def add_unused(state_dict: StateDict) -> StateDict:
@@ -126,9 +139,60 @@ CRATE = Layout(
     read_config=read_crate_config,
     saved_model="a classifier",
 )
+CRATE_ALPHA = Layout(
+    name="CRATE-alpha",
+    model_class=CrateAlphaForImageClassification,
+    keys=crate_alpha.PYTORCH_KEYS,
+    unused={},
+    refused=("decoder_num_attention_heads", "mask_ratio", "norm_pix_loss", "num_channels"),
+    mark=r"^transformer\.layers\.\d+\.1\.fn\.D1?$",
+    dimensions={
+        "conv1.weight": 4,
+        "pos_embedding": 3,
+        "mlp_head.1.weight": 2,
+        "transformer.layers.0.1.fn.D": 2,
+    },
+    read_config=crate_alpha.read_crate_alpha_config,
+    saved_model="a classifier",
+    fixed={"decoupled_dictionary": True, "ista_residual": True},
+    is_bare=True,
+)
+CRATE_ALPHA_JAX = CRATE_ALPHA._replace(
+    name="CRATE-alpha from JAX",
+    keys=crate_alpha.JAX_KEYS,
+    mark=r"^Transformer/encoderblock_\d+/OvercompleteISTABlock_0/",
+    dimensions={
+        "embedding/kernel": 4,
+        "pos_embedding": 3,
+        "head/kernel": 2,
+        crate_alpha.JAX_SUBSPACES: 3,
+        "Transformer/encoderblock_0/OvercompleteISTABlock_0/D": 2,
+    },
+    read_config=crate_alpha.read_jax_config,
+    prepare=crate_alpha.prepare_jax,
+)
+CRATE_ALPHA_CLIPA = CRATE_ALPHA._replace(
+    name="the vision tower of a CRATE-alpha CLIPA",
+    keys=crate_alpha.CLIPA_KEYS,
+    unused={r"(?!visual\.).+": "of the text tower, an ordinary Transformer"},
+    mark=r"^visual\.transformer\.resblocks\.\d+\.mlp\.c_fc$",
+    dimensions={
+        "visual.conv1.weight": 4,
+        "visual.class_embedding": 1,
+        "visual.positional_embedding": 2,
+        "visual.proj": 2,
+        "visual.transformer.resblocks.0.mlp.c_fc": 2,
+    },
+    read_config=crate_alpha.read_clipa_config,
+    prepare=crate_alpha.prepare_clipa,
+    added={
+        "visual.conv1.bias": "zero: the tower has no such bias",
+        "visual.proj_bias": "zero: the tower has no such bias",
+    },
+)
 # A checkpoint is of the first layout that has a mark among its keys; the last one's is in every key.
-LAYOUTS = (CRATE, CRATE_MAE)
-LAYER = re.compile(r"(?<=blocks\.|layers\.)\d+")
+LAYOUTS = (CRATE_ALPHA, CRATE_ALPHA_JAX, CRATE_ALPHA_CLIPA, CRATE, CRATE_MAE)
+LAYER = re.compile(r"((?<=blocks\.|layers\.)|(?<=encoderblock_))\d+")
 
 
 def find_layout(state_dict: Mapping[str, torch.Tensor]) -> Layout:

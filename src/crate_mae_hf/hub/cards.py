@@ -36,6 +36,9 @@ ENCODER_SETTINGS = (
     "num_attention_heads",
     "ista_step_size",
     "ista_lambda",
+    "overcomplete_ratio",  # this and the next two of CRATE-alpha alone
+    "decoupled_dictionary",
+    "ista_residual",
 )
 
 
@@ -72,7 +75,8 @@ def describe_model(config: CrateEncoderConfig, architecture: str, kind: str) -> 
         if model_class.__name__ == architecture:
             with torch.device("meta"):
                 model["parameters"] = f"{model_class(config).num_parameters():,}"
-    return model | {f"`{name}`": getattr(config, name) for name in (*ENCODER_SETTINGS, *KINDS[kind])}
+    names = (*ENCODER_SETTINGS, *KINDS[kind])
+    return model | {f"`{name}`": getattr(config, name) for name in names if hasattr(config, name)}
 
 
 def create_model_card(

@@ -47,8 +47,12 @@ class ClassificationTrainer(SeededTrainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         parameters = dict(model.named_parameters())
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if name in parameters and decays_weight(name, parameters[name])]
+        undecayed = getattr(self.model, "_no_weight_decay", ())  # what a model was trained without decay of
+        return [
+            name
+            for name in super().get_decay_parameter_names(model)
+            if name in parameters and decays_weight(name, parameters[name]) and name.split(".")[-1] not in undecayed
+        ]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
