@@ -1,4 +1,4 @@
-"""CRATE-MAE, the white-box masked autoencoder, and CRATE, its supervised parent, for Hugging Face Transformers.
+"""White-box vision models for Hugging Face Transformers: CRATE-MAE, supervised CRATE, and a split-brain autoencoder.
 
 Importing the package registers its classes with the Auto classes of Transformers.
 """
@@ -9,6 +9,7 @@ from transformers.utils import is_torchvision_available
 
 from .configuration_crate import CrateConfig
 from .configuration_crate_mae import CrateMaeConfig
+from .configuration_crate_split_brain import CrateSplitBrainConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
 from .modeling_crate_mae import (
@@ -18,6 +19,14 @@ from .modeling_crate_mae import (
     CrateMaeForPreTrainingOutput,
     CrateMaeModel,
     CrateMaePreTrainedModel,
+)
+from .modeling_crate_split_brain import (
+    CrateSplitBrainBackbone,
+    CrateSplitBrainForImageClassification,
+    CrateSplitBrainForPreTraining,
+    CrateSplitBrainForPreTrainingOutput,
+    CrateSplitBrainModel,
+    CrateSplitBrainPreTrainedModel,
 )
 from .registry import MODELS
 
@@ -60,4 +69,11 @@ __all__ = [
     "CrateMaeImageProcessorPil",
     "CrateMaeModel",
     "CrateMaePreTrainedModel",
+    "CrateSplitBrainBackbone",
+    "CrateSplitBrainConfig",
+    "CrateSplitBrainForImageClassification",
+    "CrateSplitBrainForPreTraining",
+    "CrateSplitBrainForPreTrainingOutput",
+    "CrateSplitBrainModel",
+    "CrateSplitBrainPreTrainedModel",
 ]

@@ -1,4 +1,4 @@
-"""Image processors of CRATE-MAE and CRATE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
+"""Image processors of all models here: on torchvision where it is installed, on Pillow and NumPy otherwise."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     # training saves the image processor and nothing else with code, so the models' files have to come along with it.
     from .modeling_crate import CrateModel  # noqa: F401
     from .modeling_crate_mae import CrateMaeModel  # noqa: F401
+    from .modeling_crate_split_brain import CrateSplitBrainModel  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
