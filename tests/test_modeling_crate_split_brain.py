@@ -145,7 +145,9 @@ def test_it_is_two_encoders_of_crate_mae(config, images):
         ).eval()  # fmt: skip
         weights = {name.replace(f".{tower}.", "."): value for name, value in state.items() if f".{tower}." in name}
         for part in ("weight", "bias"):
-            weights[f"embeddings.patch_embeddings.projection.{part}"] = weights.pop(f"embeddings.patch_embeddings.{part}")
+            weights[f"embeddings.patch_embeddings.projection.{part}"] = weights.pop(
+                f"embeddings.patch_embeddings.{part}"
+            )
         weights["embeddings.cls_token"] = model.embeddings.cls_token.chunk(2, dim=-1)[half]
         weights["embeddings.mask_token"] = torch.zeros(1, 1, 16)
         weights["embeddings.position_embeddings"] = state["embeddings.position_embeddings"]
@@ -339,7 +341,10 @@ def test_heads_share_the_encoders(config, images, tmp_path):
     ("arguments", "message"),
     [
         ({"num_channels": 1}, "`num_channels` must be 3, red, green and blue, got 1"),
-        ({"hidden_size": 36}, "`hidden_size` must be a multiple of 8, for the sine-cosine positions of two towers, got 36"),
+        (
+            {"hidden_size": 36},
+            "`hidden_size` must be a multiple of 8, for the .* of two towers, got 36",
+        ),
         ({"hidden_size": 24, "num_attention_heads": 3}, "`num_attention_heads` must be even, for two towers, got 3"),
         ({"prediction": "colour"}, '`prediction` must be "classification" or "regression", got \'colour\''),
         ({"target_grid_size": 3}, r"`target_grid_size` must divide the patch size \(16, 16\), got 3"),

@@ -60,7 +60,12 @@ class CrateSplitBrainConfig(CrateEncoderConfig):
     }
     base_model_fsdp_plan = {**CrateEncoderConfig.base_model_fsdp_plan, "layernorm": "keep_full_weight"}
     # The model turns red, green and blue in [0, 1] into lightness and colour itself.
-    image_processor_settings: ClassVar[dict[str, Any]] = {"do_normalize": False, "needs_color": True}
+    image_processor_settings: ClassVar[dict[str, Any]] = {
+        "do_normalize": False,
+        "image_mean": [0.0, 0.0, 0.0],
+        "image_std": [1.0, 1.0, 1.0],
+        "needs_color": True,
+    }
 
     ista_lambda: float | int = 0.5
     pooling: str = "mean"

@@ -411,7 +411,7 @@ class CrateSplitBrainForPreTraining(CrateSplitBrainPreTrainedModel):
 
             x = sum_i p_i^(1/T) c_i / sum_i p_i^(1/T)
 
-        c_i are the centres of the bins, p_i their probabilities: at T = 1 this is the mean, at T -> 0 the likeliest bin.
+        c_i are the centres of the bins, p_i their probabilities: the mean at T = 1, the likeliest bin for T -> 0.
 
         Args:
             pixel_values: Images of shape `(batch_size, 3, height, width)`, as `forward` takes them.
@@ -427,15 +427,14 @@ class CrateSplitBrainForPreTraining(CrateSplitBrainPreTrainedModel):
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
         outputs = self(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_loss=False)
-        values = [outputs.logits_l.float(), outputs.logits_ab.float()]
+        lightness, ab = outputs.logits_l.float(), outputs.logits_ab.float()
         if self.config.prediction == "classification":
-            values = [
-                (logits / temperature).softmax(dim=-1) @ torch.tensor(centres, dtype=torch.float32, device=logits.device)
-                for logits, centres in zip(values, (L_CENTRES, AB_CENTRES), strict=True)
-            ]
+            l_centres, ab_centres = (torch.tensor(c, device=ab.device).float() for c in (L_CENTRES, AB_CENTRES))
+            lightness = (lightness / temperature).softmax(dim=-1) @ l_centres
+            ab = (ab / temperature).softmax(dim=-1) @ ab_centres
         rows, columns = self.crate_split_brain.embeddings.patch_embeddings.grid_size(pixel_values)
         g = self.config.target_grid_size
-        return torch.cat(values, dim=-1).transpose(1, 2).unflatten(2, (rows * g, columns * g))
+        return torch.cat([lightness, ab], dim=-1).transpose(1, 2).unflatten(2, (rows * g, columns * g))
 
 
 class CrateSplitBrainForImageClassification(CrateClassifierMixin, CrateSplitBrainPreTrainedModel):

@@ -8,8 +8,7 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..configuration_crate import to_pair
-from ..configuration_crate_mae import CrateMaeConfig
+from ..configuration_crate import CrateEncoderConfig, to_pair
 from .images import (
     DataArguments,
     drop_bad_images,
@@ -38,7 +37,7 @@ class MaskingDataset(SeededDataset):
         self,
         records: Sequence[Mapping[str, Any]],
         transform: Callable[[PIL.Image.Image], torch.Tensor],
-        config: CrateMaeConfig,
+        config: CrateEncoderConfig,
         seed: int,
     ):
         super().__init__(records, transform, to_pair(config.patch_size), seed)
@@ -46,6 +45,31 @@ class MaskingDataset(SeededDataset):
 
     def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}
+
+
+class ColorDataset(SeededDataset):
+    """Images for pre-training without masks, all of them in colour: each item is `pixel_values`.
+
+    Args:
+        records: See [`MaskingDataset`], and likewise all others.
+        transform: See there.
+        config: See there.
+        seed: See there.
+    """
+
+    needs_color = True
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        config: CrateEncoderConfig,
+        seed: int,
+    ):
+        super().__init__(records, transform, to_pair(config.patch_size), seed)
+
+    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": pixel_values}
 
 
 def identify(record: Mapping[str, Any]) -> Hashable:
@@ -62,12 +86,21 @@ def is_none_of(record: Mapping[str, Any], identities: Set[Hashable]) -> bool:
 
 def load_datasets(
     args: DataArguments,
-    config: CrateMaeConfig,
+    config: CrateEncoderConfig,
     train_transform: Callable[[PIL.Image.Image], torch.Tensor],
     eval_transform: Callable[[PIL.Image.Image], torch.Tensor],
     seed: int,
-) -> tuple[Any, MaskingDataset]:
-    """Return the training and the evaluation images that the arguments name.
+    kind: type[MaskingDataset] | type[ColorDataset] = MaskingDataset,
+) -> tuple[Any, Any]:
+    """Return the training images, a dataset or a stream, and the evaluation images that the arguments name.
+
+    Args:
+        args: Which images.
+        config: Configuration of the model.
+        train_transform: From a Pillow image to a tensor, for training.
+        eval_transform: The same for evaluation.
+        seed: Decides what is held out, and all draws.
+        kind: What is made of the images.
 
     Raises:
         ValueError: If the arguments do not fit each other or the data.
@@ -76,7 +109,7 @@ def load_datasets(
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
     train_split, validation_split = load_splits(args, args.streaming)
     sources = name_sources(train_split, validation_split)
-    min_size = to_pair(config.patch_size)
+    usable: dict[str, Any] = {"min_size": to_pair(config.patch_size), "needs_color": kind.needs_color}
     train = select_image_column(train_split.dataset, args.image_column_name)
     validation = None
     if validation_split is not None:
@@ -86,7 +119,7 @@ def load_datasets(
         num_eval = args.max_eval_samples or 1000
         held_out = (train if validation is None else validation).take(num_eval)
         if args.skip_bad_images:
-            held_out = held_out.filter(is_readable, fn_kwargs={"min_size": min_size})
+            held_out = held_out.filter(is_readable, fn_kwargs=usable)
         records = list(tqdm(held_out, total=num_eval, desc="Reading evaluation images"))
         if validation is None:
             # Not `skip`: of that every data loader worker would do a part, on files of its own.
@@ -94,18 +127,15 @@ def load_datasets(
         if args.max_train_samples is not None:
             train = train.take(args.max_train_samples)
         if args.skip_bad_images:
-            train = train.filter(is_readable, fn_kwargs={"min_size": min_size})
+            train = train.filter(is_readable, fn_kwargs=usable)
         if next(iter(train), None) is None:
             raise ValueError(
                 f"The stream has no images to train on: it ends before those held out, up to {num_eval} by "
                 "`max_eval_samples`, or none of the others can be used."
             )
         say_what_is_used(None, len(records), sources)
-        items = MaskingDataset((), train_transform, config, seed)
-        return (
-            SeededStream(train, items, args.shuffle_buffer_size),
-            MaskingDataset(records, eval_transform, config, seed),
-        )
+        items = kind((), train_transform, config, seed)
+        return SeededStream(train, items, args.shuffle_buffer_size), kind(records, eval_transform, config, seed)
 
     if validation is None:
         if len(train) < 2:
@@ -118,10 +148,8 @@ def load_datasets(
         validation = validation.select(range(min(args.max_eval_samples, len(validation))))
     if args.skip_bad_images:
         train, validation = (
-            drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
+            drop_bad_images(dataset, num_proc=args.preprocessing_num_workers, **usable)
+            for dataset in (train, validation)
         )
     say_what_is_used(len(train), len(validation), sources)
-    return (
-        MaskingDataset(train, train_transform, config, seed),
-        MaskingDataset(validation, eval_transform, config, seed),
-    )
+    return kind(train, train_transform, config, seed), kind(validation, eval_transform, config, seed)

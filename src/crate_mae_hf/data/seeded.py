@@ -35,6 +35,8 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
         seed: Two runs with the same seed see the same draws.
     """
 
+    needs_color = False  # whether grey images cannot be used
+
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],
@@ -70,7 +72,7 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
             where: Name of the image in errors where it has no path.
             *position: What decides the draws beside the seed.
         """
-        image = decode(record["image"], self.min_size, where)
+        image = decode(record["image"], self.min_size, where, self.needs_color)
         (item_seed,) = np.random.SeedSequence([self.seed, *position]).generate_state(1, np.uint64)
         with seeded(int(item_seed)):
             return self.build_item(self.transform(image), record)

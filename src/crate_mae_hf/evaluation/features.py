@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..adapters import inference, layer_tokens
-from ..image_processing_crate_mae import pil_to_array, warn_of_padding
+from ..image_processing_crate_mae import check_color, pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
 # tokens over each quarter of the image, which keep where things are.
@@ -104,6 +104,10 @@ def preprocess(
         ValueError: If the image processor cannot take them.
     """
     warn_of_padding(processor)
+    if getattr(processor, "needs_color", False):
+        for image in images:
+            if isinstance(image, PIL.Image.Image):
+                check_color(image)
     if num_channels in (1, 3):
         images = [
             PIL.Image.fromarray(pil_to_array(image, num_channels)) if isinstance(image, PIL.Image.Image) else image
