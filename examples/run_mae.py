@@ -11,56 +11,19 @@
 Arguments come as flags, or as a JSON or YAML file followed by flags that win over it.
 """
 
-from dataclasses import dataclass, field
-
 from transformers import set_seed
 from transformers.utils import logging
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
+from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.cli import clear_errors, parse_arguments
 from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
-from crate_mae_hf.loading import load_model
-from crate_mae_hf.training.arguments import ModelArguments, ScriptTrainingArguments
-from crate_mae_hf.training.models import build_image_processor, config_changes, load_config
+from crate_mae_hf.training.arguments import MaeModelArguments, MaeTrainingArguments
+from crate_mae_hf.training.models import build_autoencoder, build_image_processor
 from crate_mae_hf.training.output_folder import open_run
 from crate_mae_hf.training.run import run_trainer
 from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
-
-
-@dataclass
-class MaeModelArguments(ModelArguments):
-    """Which model to train: a checkpoint, a configuration, or one of the published sizes."""
-
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint to continue from."})
-    model_size: str = field(
-        default="base", metadata={"help": "The size to start from otherwise.", "choices": list(CrateMaeConfig.sizes)}
-    )
-    mask_ratio: float | None = field(default=None, metadata={"help": "Share of the patches to mask."})
-    norm_pix_loss: bool | None = field(default=None, metadata={"help": "Normalise the targets patch by patch."})
-
-
-@dataclass
-class MaeTrainingArguments(ScriptTrainingArguments):
-    """Training arguments that fit a model of which every parameter gets a gradient."""
-
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every parameter of CRATE-MAE gets a gradient."}
-    )
-
-
-def build_model(args: MaeModelArguments) -> CrateMaeForPreTraining:
-    """Return the model of a checkpoint, of a configuration or of a size, with the changes asked for."""
-    changes = config_changes(args, CrateMaeConfig, ("mask_ratio", "norm_pix_loss"))
-    if args.config_source is None:
-        return CrateMaeForPreTraining(CrateMaeConfig.from_size(args.model_size, **changes))
-    config = load_config(args, **changes)
-    if not isinstance(config, CrateMaeConfig):
-        raise ValueError(f"{args.config_source} is a model of type {config.model_type}; this script trains CRATE-MAE.")
-    if args.model_name_or_path is None:
-        return CrateMaeForPreTraining(config)
-    return load_model(CrateMaeForPreTraining, args.model_name_or_path, config=config, **args.hub_access())
 
 
 def train(
@@ -72,7 +35,7 @@ def train(
 ) -> None:
     """Pre-train, evaluate, and save the model with its image processor to `output_dir`."""
     set_seed(training_args.seed)
-    model = build_model(model_args)
+    model = build_autoencoder(model_args, CrateMaeForPreTraining)
     processor = build_image_processor(model_args, model.config, augmentation_args)
 
     # The images. Every process loads them after the first has prepared them.

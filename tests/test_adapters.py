@@ -1,12 +1,10 @@
 """CRATE-MAE, CRATE and ViTMAE by one face."""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from official_vic_mae import SMALL_VIT_MAE, read_reference, to_vit_mae
 from transformers import ResNetConfig, ResNetModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from crate_mae_hf import CrateConfig, CrateMaeForPreTraining, CrateModel
@@ -20,68 +18,6 @@ from crate_mae_hf.adapters import (
     query_key_projections,
 )
 from crate_mae_hf.crate_patches import sincos_position_table
-
-REFERENCE = Path(__file__).parent / "reference" / "vic_mae_micro.safetensors"
-SMALL_VIT_MAE = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
-    "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32, "image_size": 32, "patch_size": 8,
-}  # fmt: skip
-
-# Names of the official MAE -> those of Transformers.
-MAE_NAMES = (
-    (r"^decoder_blocks\.", "decoder.decoder_layers."),
-    (r"^blocks\.", "vit.layers."),
-    (r"^norm\.", "vit.layernorm."),
-    (r"^decoder_(embed|norm|pred|pos_embed)", r"decoder.decoder_\1"),
-    (r"^mask_token", "decoder.mask_token"),
-    (r"^cls_token", "vit.embeddings.cls_token"),
-    (r"^pos_embed", "vit.embeddings.position_embeddings"),
-    (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-)
-
-
-def read_reference() -> tuple[dict, dict[str, torch.Tensor]]:
-    """The official settings and all tensors."""
-    with safe_open(REFERENCE, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def to_vit_mae(official: dict, tensors: dict[str, torch.Tensor]) -> ViTMAEForPreTraining:
-    """A ViTMAE of Transformers with the weights of an official MAE, in which query, key and value are one product."""
-    config = ViTMAEConfig(
-        image_size=official["img_size"],
-        patch_size=official["patch_size"],
-        hidden_size=official["embed_dim"],
-        num_hidden_layers=official["depth"],
-        num_attention_heads=official["num_heads"],
-        intermediate_size=int(official["embed_dim"] * official["mlp_ratio"]),
-        decoder_hidden_size=official["decoder_embed_dim"],
-        decoder_num_hidden_layers=official["decoder_depth"],
-        decoder_num_attention_heads=official["decoder_num_heads"],
-        decoder_intermediate_size=int(official["decoder_embed_dim"] * official["mlp_ratio"]),
-        mask_ratio=official["mask_ratio"],
-        norm_pix_loss=official["norm_pix_loss"],
-        layer_norm_eps=official["layer_norm_eps"],
-    )
-    weights = {}
-    for key, value in tensors.items():
-        if not key.startswith("checkpoint.") or key.startswith("checkpoint.projector."):
-            continue
-        name = key.removeprefix("checkpoint.")
-        for pattern, replacement in MAE_NAMES:
-            name = re.sub(pattern, replacement, name)
-        if ".attn.qkv." in name:
-            for part, third in zip("qkv", value.chunk(3), strict=True):
-                weights[name.replace("attn.qkv", f"attention.{part}_proj")] = third
-        else:
-            weights[name] = value
-    model = ViTMAEForPreTraining(config)
-    model.load_state_dict(weights)
-    return model
 
 
 @pytest.mark.parametrize("view", [1, 2])

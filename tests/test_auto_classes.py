@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers
-from PIL import Image
 from load_everything import IMAGE
+from PIL import Image
 from saving import SAVED, every_saved_class, rows_with, save, small_config
 from transformers import (
     AutoBackbone,

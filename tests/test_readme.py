@@ -1,4 +1,4 @@
-"""The snippets of the README and of docs/conversion.md, run as they stand."""
+"""The snippets of the README, of docs/conversion.md and of docs/objectives.md, run as they stand."""
 
 import re
 
@@ -56,3 +56,11 @@ def test_snippet_of_a_conversion(tmp_path, monkeypatch, capsys):
     snippet, _ = snippets("docs/conversion.md")
     exec(compile(snippet, "docs/conversion.md", "exec"), {})
     assert capsys.readouterr().out == "['pos_embed', 'decoder_embed.weight', 'decoder_embed.bias']\n"
+
+
+def test_snippet_of_an_objective():
+    (snippet,) = snippets("docs/objectives.md")
+    scope: dict = {}
+    exec(compile(snippet, "docs/objectives.md", "exec"), scope)
+    assert scope["autoencoder"].crate_mae.layers[0].ista.dictionary.grad is not None
+    assert scope["outputs"].chance.item() == pytest.approx(1.9459, abs=1e-4)

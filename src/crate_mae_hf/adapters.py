@@ -21,6 +21,10 @@ from .crate_patches import sincos_position_table
 FINAL_NORMS = ("layernorm", "layer_norm", "norm", "post_layernorm")
 
 
+# The fixed position tables of a ViTMAE.
+POSITION_TABLES = ("position_embeddings", "decoder_pos_embed")
+
+
 # Evaluation, and what hooks see of it
 
 
@@ -345,6 +349,14 @@ def knows_positions(model: PreTrainedModel) -> bool:
     return not is_vit_mae(model) or bool(cast(Any, model.base_model).embeddings.position_embeddings.any())
 
 
+def freeze_positions(model: PreTrainedModel) -> None:
+    """Keep the position tables of a ViTMAE from being trained; Transformers 5.23 loads them as if they should be."""
+    if is_vit_mae(model):
+        for name, parameter in model.named_parameters():
+            if name.endswith(POSITION_TABLES):
+                parameter.requires_grad_(False)
+
+
 @torch.no_grad()
 def fill_vit_mae(model: PreTrainedModel) -> None:
     """Initialise a ViTMAE that was made from a configuration as MAE's authors do; other models are left as they are.
@@ -374,7 +386,7 @@ def fill_vit_mae(model: PreTrainedModel) -> None:
             module.reset_parameters()
     grid_size = patch_grid_size(model.config.image_size, model.config.patch_size)
     for name, parameter in model.named_parameters():
-        if name.endswith(("position_embeddings", "decoder_pos_embed")):
+        if name.endswith(POSITION_TABLES):
             parameter.copy_(sincos_position_table(parameter.shape[-1], grid_size))
         elif name.endswith(("cls_token", "mask_token")):
             parameter.normal_(std=0.02)

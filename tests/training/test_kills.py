@@ -19,16 +19,25 @@ from safetensors.torch import load_file
 
 from crate_mae_hf.training.checkpoints import find_fault, last_complete_checkpoint, list_checkpoints
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "run_mae.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = {"run_mae.py": [], "run_vic_mae.py": ["--projector_size", "32", "--contrastive_rise", "0.5"]}
 KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("KILL_SEED", "0"))
 STEPS_PER_KILL = 40  # that a process makes on average before it is killed
 SHAPE = "image_size=16,patch_size=4,hidden_size=32,num_attention_heads=2,num_hidden_layers=1"
 
 
-def begin(folder: Path, output: str, *flags: str) -> subprocess.Popen:
+def begin(script: str, folder: Path, output: str, *flags: str) -> subprocess.Popen:
     """Start a run that writes a checkpoint after every step."""
-    command = [sys.executable, str(SCRIPT), "--output_dir", str(folder / output), "--do_train", "--use_cpu"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / script),
+        *SCRIPTS[script],
+        "--output_dir",
+        str(folder / output),
+        "--do_train",
+        "--use_cpu",
+    ]
     command += ["--train_dir", str(folder / "images"), "--cache_dir", str(folder / "cache")]
     command += ["--config_overrides", SHAPE, "--max_steps", str(2 * STEPS_PER_KILL * KILLS), "--seed", "1"]
     command += ["--per_device_train_batch_size", "4", "--dataloader_pin_memory", "false", "--disable_tqdm", "true"]
@@ -45,12 +54,13 @@ def wait_for_steps(process: subprocess.Popen, output: Path, number: int) -> None
 
 
 @pytest.mark.slow
-def test_killed_runs_resume_to_the_unbroken_weights(tmp_path):
+@pytest.mark.parametrize("script", list(SCRIPTS))
+def test_killed_runs_resume_to_the_unbroken_weights(tmp_path, script):
     (tmp_path / "images").mkdir()
     for number in range(20):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         PIL.Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.png")
-    with begin(tmp_path, "whole") as process:
+    with begin(script, tmp_path, "whole") as process:
         errors = process.stderr.read().decode()
     assert process.returncode == 0, errors[-3000:]
 
@@ -58,7 +68,7 @@ def test_killed_runs_resume_to_the_unbroken_weights(tmp_path):
     hit_a_write = []
     for _ in range(KILLS):
         word = "auto" if last_complete_checkpoint(output) is None else "true"
-        with begin(tmp_path, "killed", "--resume_from_checkpoint", word) as process:
+        with begin(script, tmp_path, "killed", "--resume_from_checkpoint", word) as process:
             wait_for_steps(process, output, moments.randint(0, 2 * STEPS_PER_KILL))
             time.sleep(moments.uniform(0, 0.05))
             assert process.poll() is None, "the run is over"
@@ -68,10 +78,13 @@ def test_killed_runs_resume_to_the_unbroken_weights(tmp_path):
     print(f"\n{len(hit_a_write)} kills, {sum(map(bool, hit_a_write))} of them left a checkpoint half written:")
     print("\n".join(filter(None, hit_a_write)))
 
-    with begin(tmp_path, "killed", "--resume_from_checkpoint", "true") as process:
+    with begin(script, tmp_path, "killed", "--resume_from_checkpoint", "true") as process:
         errors = process.stderr.read().decode()
     assert process.returncode == 0, errors[-3000:]
     if hit_a_write[-1]:
         assert "is passed over" in errors
-    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(killed[name], value) for name, value in whole.items())
+    files = {path.name for path in (tmp_path / "whole").glob("*.safetensors")}
+    assert files == {"model.safetensors"} | ({"objective.safetensors"} if script == "run_vic_mae.py" else set())
+    for file in files:
+        whole, killed = (load_file(tmp_path / name / file) for name in ("whole", "killed"))
+        assert all(torch.equal(killed[name], value) for name, value in whole.items())

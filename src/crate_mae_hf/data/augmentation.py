@@ -63,6 +63,7 @@ def build_train_transform(
     rand_augment_num_ops: int = 0,
     rand_augment_magnitude: int = 9,
     random_erasing: float = 0.0,
+    steps_in_8_bits: Sequence[Callable] = (),
 ) -> Callable[[PIL.Image.Image], torch.Tensor]:
     """Return MAE's augmentation, a random crop resized to the model's size (bicubic) and a random flip, and more.
 
@@ -77,6 +78,7 @@ def build_train_transform(
         rand_augment_num_ops: Number of operations of RandAugment that each image goes through.
         rand_augment_magnitude: Strength of these operations, 0 to 30, where 30 is the strongest of each operation.
         random_erasing: Share of the images in which a rectangle becomes the mean colour.
+        steps_in_8_bits: Further steps, on cropped images before they become floats.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -107,7 +109,7 @@ def build_train_transform(
         mean = [255 * value for value in processor.image_mean]
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(rand_augment_num_ops, rand_augment_magnitude, interpolation=bilinear, fill=mean))
-    steps.append(v2.ToDtype(torch.float32, scale=True))
+    steps += [*steps_in_8_bits, v2.ToDtype(torch.float32, scale=True)]
     if getattr(processor, "do_normalize", True):
         steps.append(v2.Normalize(processor.image_mean, processor.image_std))
     if random_erasing:

@@ -79,6 +79,17 @@ class ImageArguments:
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where `datasets` keeps its files."})
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """The dataset on the Hub that is trained on; None for a folder."""
+        return None if Path(str(self.dataset_name)).exists() else self.dataset_name
+
+    @property
+    def data_folders(self) -> str | None:
+        """The folder that is trained on, in a sentence; None for a dataset on the Hub."""
+        source = self.dataset_name or self.train_dir
+        return f"Images of the folder {Path(source).name}." if source and Path(source).exists() else None
+
 
 @dataclass
 class DataArguments(ImageArguments):

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..configuration_crate import CrateEncoderConfig, to_pair
+from ..configuration_crate import to_pair
+from ..configuration_crate_mae import CrateMaeConfig
 from .images import (
     DataArguments,
     drop_bad_images,
@@ -19,6 +21,8 @@ from .images import (
     select_image_column,
 )
 from .seeded import SeededDataset, SeededStream
+
+Dataset = TypeVar("Dataset", bound=SeededDataset)
 
 
 class MaskingDataset(SeededDataset):
@@ -37,7 +41,7 @@ class MaskingDataset(SeededDataset):
         self,
         records: Sequence[Mapping[str, Any]],
         transform: Callable[[PIL.Image.Image], torch.Tensor],
-        config: CrateEncoderConfig,
+        config: CrateMaeConfig,
         seed: int,
     ):
         super().__init__(records, transform, to_pair(config.patch_size), seed)
@@ -45,31 +49,6 @@ class MaskingDataset(SeededDataset):
 
     def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}
-
-
-class ColorDataset(SeededDataset):
-    """Images for pre-training without masks, all of them in colour: each item is `pixel_values`.
-
-    Args:
-        records: See [`MaskingDataset`], and likewise all others.
-        transform: See there.
-        config: See there.
-        seed: See there.
-    """
-
-    needs_color = True
-
-    def __init__(
-        self,
-        records: Sequence[Mapping[str, Any]],
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
-        config: CrateEncoderConfig,
-        seed: int,
-    ):
-        super().__init__(records, transform, to_pair(config.patch_size), seed)
-
-    def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
-        return {"pixel_values": pixel_values}
 
 
 def identify(record: Mapping[str, Any]) -> Hashable:
@@ -86,21 +65,42 @@ def is_none_of(record: Mapping[str, Any], identities: Set[Hashable]) -> bool:
 
 def load_datasets(
     args: DataArguments,
-    config: CrateEncoderConfig,
+    config: CrateMaeConfig,
     train_transform: Callable[[PIL.Image.Image], torch.Tensor],
     eval_transform: Callable[[PIL.Image.Image], torch.Tensor],
     seed: int,
-    kind: type[MaskingDataset] | type[ColorDataset] = MaskingDataset,
-) -> tuple[Any, Any]:
-    """Return the training images, a dataset or a stream, and the evaluation images that the arguments name.
+) -> tuple[Any, MaskingDataset]:
+    """Return the training and the evaluation images that the arguments name.
+
+    Raises:
+        ValueError: If the arguments do not fit each other or the data.
+    """
+    return load_seeded(
+        args,
+        to_pair(config.patch_size),
+        partial(MaskingDataset, transform=train_transform, config=config, seed=seed),
+        partial(MaskingDataset, transform=eval_transform, config=config, seed=seed),
+        seed,
+    )
+
+
+def load_seeded(
+    args: DataArguments,
+    min_size: tuple[int, int],
+    make_train: Callable[[Any], Dataset],
+    make_eval: Callable[[Any], Dataset],
+    seed: int,
+    needs_color: bool = False,
+) -> tuple[Any, Dataset]:
+    """Return the training and the evaluation images that the arguments name, as datasets of any kind.
 
     Args:
-        args: Which images.
-        config: Configuration of the model.
-        train_transform: From a Pillow image to a tensor, for training.
-        eval_transform: The same for evaluation.
-        seed: Decides what is held out, and all draws.
-        kind: What is made of the images.
+        args: Arguments that name the images.
+        min_size: Smallest usable (height, width), the size of a patch.
+        make_train: From undecoded images by index to a dataset to train on.
+        make_eval: The same for the dataset to evaluate with.
+        seed: Seed that decides which images are held out, where there are no others.
+        needs_color: Whether grey images cannot be used.
 
     Raises:
         ValueError: If the arguments do not fit each other or the data.
@@ -109,7 +109,7 @@ def load_datasets(
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
     train_split, validation_split = load_splits(args, args.streaming)
     sources = name_sources(train_split, validation_split)
-    usable: dict[str, Any] = {"min_size": to_pair(config.patch_size), "needs_color": kind.needs_color}
+    usable: dict[str, Any] = {"min_size": min_size, "needs_color": needs_color}
     train = select_image_column(train_split.dataset, args.image_column_name)
     validation = None
     if validation_split is not None:
@@ -134,8 +134,7 @@ def load_datasets(
                 "`max_eval_samples`, or none of the others can be used."
             )
         say_what_is_used(None, len(records), sources)
-        items = kind((), train_transform, config, seed)
-        return SeededStream(train, items, args.shuffle_buffer_size), kind(records, eval_transform, config, seed)
+        return SeededStream(train, make_train(()), args.shuffle_buffer_size), make_eval(records)
 
     if validation is None:
         if len(train) < 2:
@@ -152,4 +151,4 @@ def load_datasets(
             for dataset in (train, validation)
         )
     say_what_is_used(len(train), len(validation), sources)
-    return kind(train, train_transform, config, seed), kind(validation, eval_transform, config, seed)
+    return make_train(train), make_eval(validation)

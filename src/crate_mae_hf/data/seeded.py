@@ -65,17 +65,20 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
         return self.make_item(self.records[index], f"number {index}", int(self.epoch), index)
 
     def make_item(self, record: Mapping[str, Any], where: str, *position: int) -> dict[str, Any]:
-        """Decode and transform one image.
+        """Return the item of one image.
 
         Args:
             record: Undecoded image under the key "image".
             where: Name of the image in errors where it has no path.
             *position: What decides the draws beside the seed.
         """
-        image = decode(record["image"], self.min_size, where, self.needs_color)
         (item_seed,) = np.random.SeedSequence([self.seed, *position]).generate_state(1, np.uint64)
         with seeded(int(item_seed)):
-            return self.build_item(self.transform(image), record)
+            return self.build_item(self.read(record, where), record)
+
+    def read(self, record: Mapping[str, Any], where: str) -> torch.Tensor:
+        """Decode and transform one image; may draw from PyTorch's default generator."""
+        return self.transform(decode(record["image"], self.min_size, where, self.needs_color))
 
 
 class SeededStream(torch.utils.data.IterableDataset):

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_crate import CrateEncoderConfig
 from ..loading import load
+from ..objectives.objective import read_description
 from ..registry import MODEL_NAMES, MODELS
 from ..tables import format_value
 
@@ -93,7 +94,7 @@ def create_model_card(
 
     Args:
         folder: Folder with `config.json` and, where there are any, `all_results.json`, `metrics.json`,
-            `trainer_state.json` and one of `PICTURES`.
+            `trainer_state.json`, `objective.safetensors` and one of `PICTURES`.
         model_id: Repository on the Hub, for the title and the snippet; the folder's name when left out.
         dataset: Id of the training data on the Hub.
         data: What the model was trained on, in words.
@@ -162,7 +163,7 @@ def create_model_card(
         has_code="auto_map" in read_json(folder / "config.json"),
         model=describe_model(config, architecture, kind),
         data=" ".join(filter(None, (link, data))),
-        recipe={**(recipe or {}), **trained},
+        recipe={**read_description(folder), **(recipe or {}), **trained},
         results=measured,
         format_value=format_value,
     )

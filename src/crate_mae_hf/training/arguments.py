@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..configuration_crate_mae import CrateMaeConfig
+
 
 @dataclass
 class ModelArguments:
@@ -61,3 +63,30 @@ class ScriptTrainingArguments(TrainingArguments):
         if self.base_learning_rate is not None:
             batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * batch_size / 256
+
+
+@dataclass
+class SizedModelArguments(ModelArguments):
+    """Which model to train: a checkpoint, a configuration, or one of the published sizes."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint to continue from."})
+    model_size: str = field(
+        default="base", metadata={"help": "The size to start from otherwise.", "choices": list(CrateMaeConfig.sizes)}
+    )
+
+
+@dataclass
+class MaeModelArguments(SizedModelArguments):
+    """Which masked autoencoder to train."""
+
+    mask_ratio: float | None = field(default=None, metadata={"help": "Share of the patches to mask."})
+    norm_pix_loss: bool | None = field(default=None, metadata={"help": "Normalise the targets patch by patch."})
+
+
+@dataclass
+class MaeTrainingArguments(ScriptTrainingArguments):
+    """Training arguments that fit a model of which every parameter gets a gradient."""
+
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every parameter of the model gets a gradient."}
+    )

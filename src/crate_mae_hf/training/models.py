@@ -1,15 +1,19 @@
 """Configurations and image processors, as the arguments of a script name them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEConfig
 
+from ..adapters import fill_vit_mae, freeze_positions
 from ..cli import parse_overrides
+from ..configuration_crate_mae import CrateMaeConfig
 from ..data.augmentation import AugmentationArguments
 from ..image_processing_crate_mae import CrateMaeImageProcessor
-from ..loading import load
-from .arguments import ModelArguments
+from ..loading import load, load_model
+from .arguments import ModelArguments, SizedModelArguments
+
+Autoencoder = TypeVar("Autoencoder", bound=PreTrainedModel)
 
 
 def config_changes(
@@ -45,6 +49,51 @@ def load_config(args: ModelArguments, **changes: Any) -> Any:
     if hasattr(config, "validate"):
         config.validate()  # Transformers sets changes without looking at them together
     return config
+
+
+def new_config(size: str, config_class: Any, changes: dict[str, Any]) -> Any:
+    """Return the configuration of a published size of CRATE-MAE, or of a ViTMAE whose encoder has that shape."""
+    if config_class is not ViTMAEConfig:
+        return config_class.from_size(size, **changes)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    shape = {name: CrateMaeConfig.sizes[size][name] for name in names}
+    return ViTMAEConfig(**{**shape, "intermediate_size": 4 * shape["hidden_size"], **changes})
+
+
+def build_autoencoder(
+    args: SizedModelArguments,
+    model_class: type[Autoencoder],
+    settings: Sequence[str] = ("mask_ratio", "norm_pix_loss"),
+) -> Autoencoder:
+    """Return the autoencoder of a checkpoint, of a configuration or of a size, with the changes asked for.
+
+    Args:
+        args: Arguments that say which.
+        model_class: [`CrateMaeForPreTraining`], [`CrateSplitBrainForPreTraining`], or `ViTMAEForPreTraining` of
+            Transformers.
+        settings: See `config_changes`.
+
+    Raises:
+        ValueError: If it cannot be loaded, is another model, or a change does not fit it.
+    """
+    config_class: Any = model_class.config_class
+    changes = config_changes(args, config_class, settings)
+    if args.config_source is None:
+        config = new_config(args.model_size, config_class, changes)
+    else:
+        config = load_config(args, **changes)
+    if not isinstance(config, config_class):
+        raise ValueError(
+            f"{args.config_source} is a model of type {config.model_type}; to be trained is one of type "
+            f"{config_class.model_type}."
+        )
+    if args.model_name_or_path is None:
+        model = model_class(config)
+        fill_vit_mae(model)
+    else:
+        model = load_model(model_class, args.model_name_or_path, config=config, **args.hub_access())
+    freeze_positions(model)
+    return model
 
 
 def build_image_processor(args: ModelArguments, config: Any, augmentation_args: AugmentationArguments) -> Any:

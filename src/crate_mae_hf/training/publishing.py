@@ -7,6 +7,7 @@ from transformers import Trainer
 
 from ..data.images import ImageArguments
 from ..hub import create_model_card, push_folder
+from ..objectives.objective import Objective
 
 # What every model card says of a run; scripts add to it.
 RECIPE = (
@@ -32,17 +33,17 @@ def push_run(trainer: Trainer, data_args: ImageArguments, settings: Sequence[str
         settings: Training arguments that the card states beside `RECIPE`.
     """
     args, folder = trainer.args, Path(str(trainer.args.output_dir))
-    if not type(trainer.model).__module__.startswith("crate_mae_hf."):
+    model = trainer.model.autoencoder if isinstance(trainer.model, Objective) else trainer.model
+    if not type(model).__module__.startswith("crate_mae_hf."):
         trainer.push_to_hub(dataset=data_args.dataset_name)
         return
     if not trainer.is_world_process_zero():
         return
-    source = Path(str(data_args.dataset_name or data_args.train_dir))
     create_model_card(
         folder,
         model_id=trainer.hub_model_id,
-        dataset=None if source.exists() else data_args.dataset_name,
-        data=f"Images of the folder {source.name}." if source.exists() else None,
+        dataset=data_args.hub_dataset,
+        data=data_args.data_folders,
         recipe={name: getattr(args, name) for name in (*RECIPE, *settings)},
     ).save(folder / "README.md")
     push_folder(folder, str(trainer.hub_model_id), token=args.hub_token, private=args.hub_private_repo)
