@@ -17,9 +17,10 @@ from ..tables import format_value
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # Pictures of what a model predicts, and what they show.
+COLOR_PICTURE = "color_prediction.png"
 PICTURES = {
     "reconstruction.png": "Masked image, reconstruction and original",
-    "color_prediction.png": "Colour predicted from lightness, and lightness from colour, beside the truth",
+    COLOR_PICTURE: "Colour predicted from lightness, and lightness from colour, beside the truth",
 }
 # The metrics of a Trainer, and of whatever measured the model afterwards.
 METRICS = ("all_results.json", "metrics.json")
