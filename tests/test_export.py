@@ -7,8 +7,16 @@ import onnxruntime
 import pytest
 import torch
 from snippets import snippets
+from transformers.exporters import OnnxConfig, OnnxExporter
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
+from crate_mae_hf import (
+    CrateMaeConfig,
+    CrateMaeForImageClassification,
+    CrateMaeForPreTraining,
+    CrateSplitBrainConfig,
+    CrateSplitBrainForPreTraining,
+    CrateSplitBrainModel,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +60,24 @@ def test_snippet_runs_the_encoder_on_onnxruntime(exported):
     expected = names["models"]["encoder"][0](names["pixel_values"])
     np.testing.assert_allclose(names["last_hidden_state"], expected[0].detach().numpy(), atol=1e-4, rtol=1e-4)
     np.testing.assert_allclose(names["pooler_output"], expected[1].detach().numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_split_brain_exports(tmp_path):
+    config = CrateSplitBrainConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4, target_grid_size=2
+    )
+    images = torch.rand(3, 3, 16, 16)
+    for model in (CrateSplitBrainForPreTraining(config).eval(), CrateSplitBrainModel(config).eval()):
+        exported = OnnxExporter().export(
+            model,
+            {"pixel_values": images[:2]},
+            config=OnnxConfig(dynamic_shapes={"pixel_values": {0: torch.export.Dim.AUTO}}),
+        )
+        exported.save_pretrained(tmp_path)
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        with torch.no_grad():
+            expected = model(images)
+        names = [output.name for output in session.get_outputs()]
+        assert set(names) == set(expected)
+        for name, array in zip(names, session.run(None, {"pixel_values": images.numpy()}), strict=True):
+            np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-4, rtol=1e-4, err_msg=name)

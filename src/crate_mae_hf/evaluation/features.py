@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..adapters import inference, layer_tokens
+from ..adapters import inference, layer_tokens, token_parts
 from ..image_processing_crate_mae import check_color, pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
-# tokens over each quarter of the image, which keep where things are.
-FEATURES = ("cls", "mean", "cls_mean", "grid")
+# tokens over each quarter of the image, which keep where things are. Of a split-brain autoencoder also each tower's half
+# of the mean.
+FEATURES = ("cls", "mean", "cls_mean", "grid", "lightness", "color")
 
 
 def quarter_means(patches: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor | None:
@@ -59,6 +60,7 @@ def extract_features(
     Returns:
         Features of shape `(num_images, d)`, float32: the `"mean"` of the patch tokens, where the model has one the
         `"cls"` token, and where the patches are a grid their means over its quarters, `"grid"`, `(num_images, 4 d)`.
+        Of a split-brain autoencoder the halves of the mean too, `"lightness"` and `"color"`, `(num_images, d / 2)`.
         `select_features` gives cls token and mean side by side.
 
     Raises:
@@ -71,6 +73,7 @@ def extract_features(
             tokens, num_prefix = output.tokens.float(), output.num_prefix_tokens
             features = {"cls": tokens[:, 0]} if num_prefix else {}
             features["mean"] = tokens[:, num_prefix:].mean(dim=1)
+            features |= zip(token_parts(model), features["mean"].chunk(2, dim=1), strict=False)  # most have none
             quarters = quarter_means(tokens[:, num_prefix:], pixel_values.shape[2:])
             if quarters is not None:
                 features["grid"] = quarters
