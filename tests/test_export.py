@@ -6,17 +6,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from saving import small_config
 from snippets import snippets
 from transformers.exporters import OnnxConfig, OnnxExporter
 
-from crate_mae_hf import (
-    CrateMaeConfig,
-    CrateMaeForImageClassification,
-    CrateMaeForPreTraining,
-    CrateSplitBrainConfig,
-    CrateSplitBrainForPreTraining,
-    CrateSplitBrainModel,
-)
+from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
+from crate_mae_hf.registry import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +57,19 @@ def test_snippet_runs_the_encoder_on_onnxruntime(exported):
     np.testing.assert_allclose(names["pooler_output"], expected[1].detach().numpy(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_split_brain_exports(tmp_path):
-    config = CrateSplitBrainConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4, target_grid_size=2
-    )
-    images = torch.rand(3, 3, 16, 16)
-    for model in (CrateSplitBrainForPreTraining(config).eval(), CrateSplitBrainModel(config).eval()):
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for name, row in MODELS.items() if name != "crate_mae"], ids=lambda row: row.name)
+def test_other_models_export_for_any_batch_size(row, tmp_path):
+    images = torch.rand(3, 3, 32, 32)
+    for auto_class in [name for name in row.model_classes if name.startswith("AutoModel")]:
+        model = row.model_classes[auto_class](small_config(row)).eval()
         exported = OnnxExporter().export(
             model,
             {"pixel_values": images[:2]},
             config=OnnxConfig(dynamic_shapes={"pixel_values": {0: torch.export.Dim.AUTO}}),
         )
-        exported.save_pretrained(tmp_path)
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        exported.save_pretrained(tmp_path / auto_class)
+        session = onnxruntime.InferenceSession(tmp_path / auto_class / "model.onnx")
         with torch.no_grad():
             expected = model(images)
         names = [output.name for output in session.get_outputs()]

@@ -53,7 +53,8 @@ class CrateEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         embeddings = self.patch_embeddings(pixel_values, interpolate_pos_encoding)
-        embeddings = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
+        cls_token = self.cls_token.expand(embeddings.shape[0], -1, -1)  # `len` would export one batch size
+        embeddings = torch.cat([cls_token, embeddings], dim=1)
         grid_size = self.patch_embeddings.grid_size(pixel_values)
         return self.dropout(
             embeddings + interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)

@@ -202,7 +202,8 @@ class CrateSplitBrainEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         embeddings = self.patch_embeddings(pixel_values, interpolate_pos_encoding)
-        embeddings = torch.cat([self.cls_token.expand(len(embeddings), -1, -1), embeddings], dim=1)
+        cls_token = self.cls_token.expand(embeddings.shape[0], -1, -1)  # `len` would export one batch size
+        embeddings = torch.cat([cls_token, embeddings], dim=1)
         grid_size = self.patch_embeddings.grid_size(pixel_values)
         positions = interpolate_position_table(self.position_embeddings, self.grid_size, grid_size)
         return self.dropout((embeddings + positions.repeat(1, 1, 2)).to(embeddings.dtype))
@@ -314,8 +315,8 @@ class CrateSplitBrainForPreTraining(CrateSplitBrainPreTrainedModel):
             Lab of shape `(batch_size, 3, rows, columns)`, on the grid of targets.
         """
         height, width = self.crate_split_brain.embeddings.patch_embeddings.patch_size
-        part = (height // self.config.target_grid_size, width // self.config.target_grid_size)
-        return nn.functional.avg_pool2d(rgb_to_lab(pixel_values), part)
+        part_size = (height // self.config.target_grid_size, width // self.config.target_grid_size)
+        return nn.functional.avg_pool2d(rgb_to_lab(pixel_values), part_size)
 
     def errors(
         self, targets: torch.Tensor, logits_ab: torch.Tensor, logits_l: torch.Tensor

@@ -16,8 +16,8 @@ from ..adapters import inference, layer_tokens, token_parts
 from ..image_processing_crate_mae import check_color, pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
-# tokens over each quarter of the image, which keep where things are. Of a split-brain autoencoder also each tower's half
-# of the mean.
+# tokens over each quarter of the image, which keep where things are. Of a split-brain autoencoder also the half of the
+# mean that either tower has.
 FEATURES = ("cls", "mean", "cls_mean", "grid", "lightness", "color")
 
 
