@@ -8,8 +8,8 @@
     python examples/data/photo_patches.py --source FOLDER --output_dir outputs/photo_patches
 
 Of each photograph the left half gives the split "train", 1,000 patches, and the right half "test", 250. A patch is a
-square of 32 to 96 pixels, drawn by the seed, at 32 x 32 pixels. `--source` is a folder with scikit-image's files, where
-it is not installed.
+square of 32 x 32 pixels, or of `--size`, at a place that the seed decides. `--source` is a folder with scikit-image's
+files, where it is not installed.
 
 Only photographs that everybody may use are taken. By the documentation of scikit-image: astronaut.png (NASA, public
 domain), chelsea.png (CC0, Stefan van der Walt), coffee.png (CC0, Rachel Michetti), hubble_deep_field.jpg (NASA, public
@@ -40,7 +40,6 @@ SCIKIT_IMAGE = (
 )
 SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 NUM_PATCHES = {"train": 1000, "test": 250}  # of each photograph
-SIZE, LARGEST = 32, 96
 
 
 def find_photographs(source: Path | None) -> list[Path]:
@@ -67,15 +66,22 @@ def find_photographs(source: Path | None) -> list[Path]:
     return paths
 
 
-def draw_patches(half: PIL.Image.Image, num_patches: int, generator: np.random.Generator) -> list[PIL.Image.Image]:
-    """Return squares of a picture, 32 to 96 pixels wide, scaled to 32 pixels."""
+def draw_patches(
+    picture: PIL.Image.Image, size: int, num_patches: int, generator: np.random.Generator
+) -> list[PIL.Image.Image]:
+    """Return squares of a picture, `size` pixels wide."""
     patches = []
     for _ in range(num_patches):
-        side = int(generator.integers(SIZE, LARGEST, endpoint=True))
-        left, top = (int(generator.integers(0, length - side, endpoint=True)) for length in half.size)
-        box = (left, top, left + side, top + side)
-        patches.append(half.resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC, box=box, reducing_gap=None))
+        left, top = (int(generator.integers(0, length - size, endpoint=True)) for length in picture.size)
+        patches.append(picture.crop((left, top, left + size, top + size)))
     return patches
+
+
+def halves(photograph: PIL.Image.Image) -> dict[str, PIL.Image.Image]:
+    """Return the left half of a photograph to train on, and the right half to test on."""
+    width, height = photograph.size
+    boxes = {"train": (0, 0, width // 2, height), "test": (width - width // 2, 0, width, height)}
+    return {split: photograph.crop(box) for split, box in boxes.items()}
 
 
 def main() -> None:
@@ -83,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="folder with the photographs of scikit-image")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/photo_patches"), help="a new or empty folder")
+    parser.add_argument("--size", type=int, default=32, help="height and width of a patch")
     parser.add_argument("--seed", type=int, default=0, help="decides which patches")
     args = parser.parse_args()
     check_output_dir(args.output_dir, overwrite=False)
@@ -91,10 +98,10 @@ def main() -> None:
     rows: dict[str, dict[str, list]] = {split: {"image": [], "label": []} for split in NUM_PATCHES}
     for label, path in enumerate(paths):
         photograph = open_picture(path.read_bytes(), str(path)).convert("RGB")
-        width, height = photograph.size
-        halves = {"train": (0, 0, width // 2, height), "test": (width - width // 2, 0, width, height)}
-        for split, box in halves.items():
-            rows[split]["image"] += draw_patches(photograph.crop(box), NUM_PATCHES[split], generator)
+        for split, half in halves(photograph).items():
+            if not 0 < args.size <= min(half.size):
+                raise ValueError(f"`size` must be positive, and at most {min(half.size)} for {path}, got {args.size}.")
+            rows[split]["image"] += draw_patches(half, args.size, NUM_PATCHES[split], generator)
             rows[split]["label"] += [label] * NUM_PATCHES[split]
     names = datasets.ClassLabel(names=[path.stem for path in paths])
     features = datasets.Features({"image": datasets.Image(), "label": names})
