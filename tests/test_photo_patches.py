@@ -37,8 +37,8 @@ def test_halves_of_every_photograph(run_script, source, tmp_path, capsys):
             pixels = np.asarray(image)
             assert pixels.shape == (32, 32, 3)
             others = np.delete(pixels, channel, axis=2)
-            assert pixels[..., channel].min() > 150  # JPEG is not exact
-            assert others.max() < 50
+            assert pixels[..., channel].mean() > 180
+            assert others.mean() < 10  # JPEG mixes colours where the halves meet
     with pytest.raises(SystemExit, match=r"`size` must be positive, and at most 100 for .*astronaut.png, got 101"):
         run_script(SCRIPT, "--source", source, "--size", 101, "--output_dir", tmp_path / "too_large")
     with pytest.raises(SystemExit, match="is not empty"):

@@ -195,9 +195,13 @@ def is_white_box(model: PreTrainedModel) -> bool:
     return all(hasattr(getattr(layer, "ista", None), "dictionary") for layer in layers)
 
 
+# The halves of a split-brain autoencoder's tokens.
+TOWERS = ("lightness", "color")
+
+
 def token_parts(model: PreTrainedModel) -> tuple[str, ...]:
     """Return what the two halves of a token are: the towers of a split-brain autoencoder; nothing for other models."""
-    return ("lightness", "color") if model.config.model_type == "crate_split_brain" else ()
+    return TOWERS if model.config.model_type == "crate_split_brain" else ()
 
 
 def has_decoder(model: PreTrainedModel) -> bool:

@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..adapters import inference, layer_tokens, token_parts
+from ..adapters import TOWERS, inference, layer_tokens, token_parts
 from ..image_processing_crate_mae import check_color, pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
 # tokens over each quarter of the image, which keep where things are. Of a split-brain autoencoder also the half of the
 # mean that either tower has.
-FEATURES = ("cls", "mean", "cls_mean", "grid", "lightness", "color")
+FEATURES = ("cls", "mean", "cls_mean", "grid", *TOWERS)
 
 
 def quarter_means(patches: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor | None:
