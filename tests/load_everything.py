@@ -5,6 +5,7 @@
 The process saves each model once more, as somebody without the package would after training, in FOLDER-again.
 """
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 IMAGE = PIL.Image.effect_mandelbrot((50, 40), (-2, -1, 1, 1), 20)
+IMAGE = PIL.Image.merge("RGB", (IMAGE, IMAGE.rotate(180), IMAGE.rotate(90)))  # some models refuse a grey one
 
 
 def model_classes(config: transformers.PreTrainedConfig) -> dict[str, str]:
@@ -30,7 +32,7 @@ def load_everything(folder: str, **kwargs) -> dict[str, object]:
     for name in model_classes(config):
         torch.manual_seed(0)
         model = getattr(transformers, name).from_pretrained(folder, **kwargs)
-        noise = {"noise": torch.rand(1, 16)} if name == "AutoModelForPreTraining" else {}
+        noise = {"noise": torch.rand(1, 16)} if "noise" in inspect.signature(model.forward).parameters else {}
         with torch.no_grad():
             results[name] = model(pixel_values, **noise).to_tuple()[0 if name == "AutoModel" else -1]
         results[f"{name} class"] = type(model).__name__

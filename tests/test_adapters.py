@@ -7,7 +7,7 @@ import torch
 from official_vic_mae import SMALL_VIT_MAE, read_reference, to_vit_mae
 from transformers import ResNetConfig, ResNetModel, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from crate_mae_hf import CrateConfig, CrateMaeForPreTraining, CrateModel
+from crate_mae_hf import CrateConfig, CrateMaeForPreTraining, CrateModel, CrateSplitBrainConfig, CrateSplitBrainModel
 from crate_mae_hf.adapters import (
     fill_vit_mae,
     has_decoder,
@@ -72,6 +72,12 @@ def test_projections_and_what_is_white(config):
     crate = CrateModel(CrateConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
     resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"))
     assert [is_white_box(model) for model in (crate_mae, crate, vit_mae, resnet)] == [True, True, False, False]
+    split_brain = CrateSplitBrainModel(
+        CrateSplitBrainConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    assert not is_white_box(split_brain)
+    with pytest.raises(ValueError, match="must be a CRATE-MAE, a CRATE or a ViTMAE, got CrateSplitBrainModel"):
+        query_key_projections(split_brain, 0)
     query, key = query_key_projections(crate_mae, -1)
     assert query is key is crate_mae.crate_mae.layers[2].mssa.subspace_proj
     attention = vit_mae.vit.layers[0].attention

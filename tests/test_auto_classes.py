@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from load_everything import IMAGE
 from PIL import Image
 from saving import SAVED, every_saved_class, rows_with, save, small_config
 from transformers import (
@@ -49,20 +50,20 @@ def test_auto_processor_backends(pretrained):
 def test_feature_extraction_pipeline(row, tmp_path):
     save(row, "AutoModel", tmp_path)
     extract = pipeline("image-feature-extraction", model=str(tmp_path))
-    image = Image.effect_mandelbrot((50, 40), (-2, -1, 1, 1), 20)
-    features = torch.tensor(extract(image))
+    features = torch.tensor(extract(IMAGE))
     assert features.shape == (1, 17, 32)
-    inputs = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(IMAGE, return_tensors="pt")
     expected = AutoModel.from_pretrained(tmp_path)(**inputs)
     torch.testing.assert_close(features, expected.last_hidden_state)
-    torch.testing.assert_close(torch.tensor(extract(image, pool=True)), expected.pooler_output)
+    torch.testing.assert_close(torch.tensor(extract(IMAGE, pool=True)), expected.pooler_output)
 
 
 @rows_with("AutoModelForImageClassification")
 def test_image_classification_pipeline(row, tmp_path):
     save(row, "AutoModelForImageClassification", tmp_path)
     classify = pipeline("image-classification", model=str(tmp_path))
-    answers = classify([Image.new("L", (40, 30)), Image.new("RGBA", (20, 60))], top_k=3)
+    needs_color = row.config_class.image_processor_settings.get("needs_color", False)
+    answers = classify([Image.new("CMYK" if needs_color else "L", (40, 30)), Image.new("RGBA", (20, 60))], top_k=3)
     for answer in answers:
         assert {guess["label"] for guess in answer} == {"cat", "dog", "fish"}
         assert sum(guess["score"] for guess in answer) == pytest.approx(1)

@@ -11,6 +11,7 @@ from snippets import snippets
 from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
+from crate_mae_hf.registry import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,24 @@ def test_a_classifier_of_every_row_takes_any_batch_size(row, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (logits,) = session.run(None, {"pixel_values": pixel_values.numpy()})
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [row for name, row in MODELS.items() if name != "crate_mae"], ids=lambda row: row.name)
+def test_other_models_export_for_any_batch_size(row, tmp_path):
+    images = torch.rand(3, 3, 32, 32)
+    for auto_class in [name for name in row.model_classes if name.startswith("AutoModel")]:
+        model = row.model_classes[auto_class](small_config(row)).eval()
+        exported = OnnxExporter().export(
+            model,
+            {"pixel_values": images[:2]},
+            config=OnnxConfig(dynamic_shapes={"pixel_values": {0: torch.export.Dim.AUTO}}),
+        )
+        exported.save_pretrained(tmp_path / auto_class)
+        session = onnxruntime.InferenceSession(tmp_path / auto_class / "model.onnx")
+        with torch.no_grad():
+            expected = model(images)
+        names = [output.name for output in session.get_outputs()]
+        assert set(names) == set(expected)
+        for name, array in zip(names, session.run(None, {"pixel_values": images.numpy()}), strict=True):
+            np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-4, rtol=1e-4, err_msg=name)

@@ -6,7 +6,7 @@ from transformers import CLIPImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor, CrateMaeImageProcessorPil
+from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor, CrateMaeImageProcessorPil, CrateSplitBrainConfig
 from crate_mae_hf.data.augmentation import build_train_transform
 from crate_mae_hf.evaluation.features import preprocess
 
@@ -309,3 +309,60 @@ def test_statistics_that_cannot_normalise(processor_class, settings, message, co
         processor_class.from_config(config, **settings)
     with pytest.raises(ValueError, match=message):
         build_train_transform(processor)
+
+
+# --- images in colour, for split-brain autoencoders
+
+
+@pytest.fixture
+def color_processor(processor_class):
+    return processor_class.from_config(CrateSplitBrainConfig(image_size=16, patch_size=4))
+
+
+def test_a_split_brain_gets_colours_that_are_not_normalised(color_processor, picture):
+    assert not color_processor.do_normalize
+    image = PIL.Image.fromarray(picture).resize((16, 16))
+    values = color_processor(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(values, torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize("mode", ["P", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"])
+def test_coloured_modes_keep_their_colour(color_processor, picture, mode):
+    image = PIL.Image.fromarray(picture)
+    step = "P" if mode == "PA" else "RGBA" if mode == "RGBa" else mode
+    values = color_processor(image.convert(step).convert(mode), return_tensors="pt").pixel_values
+    expected = color_processor(image, return_tensors="pt").pixel_values
+    assert (values - expected).abs().mean() < 0.06
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "I", "I;16", "F"])
+def test_grey_modes_are_refused(color_processor, mode):
+    image = PIL.Image.new("LA", (20, 20)).convert(mode) if mode == "La" else PIL.Image.new(mode, (20, 20))
+    message = rf"`images` must be in colour, got a grey one \(mode {mode}\): it has none to learn from"
+    with pytest.raises(ValueError, match=message):
+        color_processor(image)
+    with pytest.raises(ValueError, match=message):
+        preprocess(color_processor, 3, [PIL.Image.new("RGB", (20, 20)), image])
+    assert color_processor(image, needs_color=False, return_tensors="pt").pixel_values.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (1, 20, 20), (20, 20, 1)])
+@pytest.mark.parametrize("kind", [np.array, torch.from_numpy])
+def test_grey_arrays_are_refused(color_processor, shape, kind):
+    grey = kind(np.zeros(shape, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"must have 3 or 4 channels, first or last, .* in colour, got an image of"):
+        color_processor(grey)
+
+
+def test_settings_of_a_split_brain_travel(color_processor, tmp_path):
+    color_processor.save_pretrained(tmp_path)
+    loaded = type(color_processor).from_pretrained(tmp_path)
+    assert (loaded.needs_color, loaded.do_normalize) == (True, False)
+    with pytest.raises(ValueError, match="must be in colour"):
+        loaded(PIL.Image.new("L", (20, 20)))
+
+
+def test_a_split_brain_has_no_statistics(processor_class):
+    for name in ("image_mean", "image_std"):
+        with pytest.raises(ValueError, match=f"`{name}`: a model of type crate_split_brain takes .* not normalised"):
+            processor_class.from_config(CrateSplitBrainConfig(image_size=16, patch_size=4), **{name: [0.5] * 3})

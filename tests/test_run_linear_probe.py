@@ -140,7 +140,7 @@ def test_the_cache_is_used_until_something_changes(run, checkpoint, images, tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--features", "mean", "avg"], "`features` must be of cls, mean, cls_mean, grid, got avg"),
+        (["--features", "mean", "avg"], "`features` must be of cls, mean, cls_mean, grid, lightness, color, got avg"),
         (["--layer", "first"], "`layer` must be an integer or \"last\", got 'first'"),
         (["--layer", "4"], "`layer` must lie in [-4, 3]"),
         (["--k", "0"], "`k` must be at least 1, got 0"),

@@ -1,4 +1,4 @@
-"""CRATE-MAE, the white-box masked autoencoder, and CRATE and CRATE-alpha, white-box classifiers, for Transformers.
+"""White-box vision models for Transformers: CRATE-MAE, CRATE, CRATE-alpha, and a split-brain autoencoder.
 
 Importing the package registers its classes with the Auto classes of Transformers.
 """
@@ -11,6 +11,7 @@ from . import pretrained
 from .configuration_crate import CrateConfig
 from .configuration_crate_alpha import CrateAlphaConfig
 from .configuration_crate_mae import CrateMaeConfig
+from .configuration_crate_split_brain import CrateSplitBrainConfig
 from .image_processing_crate_mae import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from .modeling_crate import CrateBackbone, CrateForImageClassification, CrateModel, CratePreTrainedModel
 from .modeling_crate_alpha import (
@@ -26,6 +27,14 @@ from .modeling_crate_mae import (
     CrateMaeForPreTrainingOutput,
     CrateMaeModel,
     CrateMaePreTrainedModel,
+)
+from .modeling_crate_split_brain import (
+    CrateSplitBrainBackbone,
+    CrateSplitBrainForImageClassification,
+    CrateSplitBrainForPreTraining,
+    CrateSplitBrainForPreTrainingOutput,
+    CrateSplitBrainModel,
+    CrateSplitBrainPreTrainedModel,
 )
 from .registry import MODELS
 
@@ -73,5 +82,12 @@ __all__ = [
     "CrateMaeImageProcessorPil",
     "CrateMaeModel",
     "CrateMaePreTrainedModel",
+    "CrateSplitBrainBackbone",
+    "CrateSplitBrainConfig",
+    "CrateSplitBrainForImageClassification",
+    "CrateSplitBrainForPreTraining",
+    "CrateSplitBrainForPreTrainingOutput",
+    "CrateSplitBrainModel",
+    "CrateSplitBrainPreTrainedModel",
     "pretrained",
 ]

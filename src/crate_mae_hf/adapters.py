@@ -187,8 +187,21 @@ def layer_tokens(
 
 
 def is_white_box(model: PreTrainedModel) -> bool:
-    """Whether the model's encoder layers compress and sparsify: those of CRATE and its children do."""
-    return all(hasattr(layer, "ista") for layer in getattr(model.base_model, "layers", [None]))
+    """Whether each of the model's encoder layers has one subspace projection and one dictionary, as CRATE's have.
+
+    Those of a split-brain autoencoder have two of each, side by side.
+    """
+    layers = getattr(model.base_model, "layers", [None])
+    return all(hasattr(getattr(layer, "ista", None), "dictionary") for layer in layers)
+
+
+# The halves of a split-brain autoencoder's tokens.
+TOWERS = ("lightness", "color")
+
+
+def token_parts(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return what the two halves of a token are: the towers of a split-brain autoencoder; nothing for other models."""
+    return TOWERS if model.config.model_type == "crate_split_brain" else ()
 
 
 def has_decoder(model: PreTrainedModel) -> bool:

@@ -71,6 +71,8 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
 
     # Auto class -> where it finds its class in a saved folder.
     auto_classes: ClassVar[dict[str, str]] = {}
+    # What the image processor of a new model has otherwise than by default.
+    image_processor_settings: ClassVar[dict[str, Any]] = {}
     base_model_fsdp_plan = {"embeddings": "free_full_weight", "layers.*": "free_full_weight"}
     sizes = {
         "tiny": {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 12},

@@ -1,10 +1,11 @@
-"""Image processors of CRATE-MAE and CRATE: on torchvision where it is installed, on Pillow and NumPy otherwise."""
+"""Image processors of all models here: on torchvision where it is installed, on Pillow and NumPy otherwise."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
+import PIL.ImageMode
 import torch
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .modeling_crate import CrateModel  # noqa: F401
     from .modeling_crate_alpha import CrateAlphaModel  # noqa: F401
     from .modeling_crate_mae import CrateMaeModel  # noqa: F401
+    from .modeling_crate_split_brain import CrateSplitBrainModel  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -46,9 +48,12 @@ class CrateMaeImageProcessorKwargs(ImagesKwargs, total=False):
 
     num_channels (`int`, *optional*, defaults to 3):
         Number of channels that the model takes.
+    needs_color (`bool`, *optional*, defaults to `False`):
+        Whether to refuse grey pictures, for a model that learns from colour.
     """
 
     num_channels: int
+    needs_color: bool
 
 
 def to_eight_bit_range(image: torch.Tensor, is_16_bit: bool = False) -> torch.Tensor:
@@ -101,6 +106,21 @@ def narrow_picture(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(to_eight_bit_range(values, is_16_bit).round().to(torch.uint8).numpy())
 
 
+def is_grey(image: PIL.Image.Image) -> bool:
+    """Whether a picture has no colour by its mode; one of red, green and blue that are equal counts as coloured."""
+    return PIL.ImageMode.getmode(image.mode).basemode == "L"
+
+
+def check_color(image: PIL.Image.Image) -> None:
+    """Check that a picture has colour.
+
+    Raises:
+        ValueError: If it is grey.
+    """
+    if is_grey(image):
+        raise ValueError(f"`images` must be in colour, got a grey one (mode {image.mode}): it has none to learn from.")
+
+
 def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
     """Return an image of any mode as an array, with its transparency over white.
 
@@ -124,7 +144,10 @@ def pil_to_array(image: PIL.Image.Image, num_channels: int) -> np.ndarray:
 
 
 def adapt_channels(
-    image: torch.Tensor, num_channels: int, input_data_format: str | ChannelDimension | None
+    image: torch.Tensor,
+    num_channels: int,
+    input_data_format: str | ChannelDimension | None,
+    needs_color: bool = False,
 ) -> torch.Tensor:
     """Return an image of any layout as `(num_channels, height, width)`.
 
@@ -139,7 +162,8 @@ def adapt_channels(
     if image.ndim == 2:
         image = image.unsqueeze(0)
         input_data_format = ChannelDimension.FIRST
-    accepted = (1, 3, 4) if num_channels in (1, 3) else (num_channels,)
+    pictures = (3, 4) if needs_color else (1, 3, 4)
+    accepted = pictures if num_channels in (1, 3) else (num_channels,)
     if input_data_format is None and (image.shape[0] in accepted or image.shape[2] in accepted):
         input_data_format = infer_channel_dimension_format(cast(Any, image), accepted)
     if input_data_format == ChannelDimension.LAST:
@@ -147,7 +171,7 @@ def adapt_channels(
     if image.shape[0] not in accepted:
         raise ValueError(
             f"`images` must have {' or '.join(map(str, accepted))} channels, first or last, for `num_channels="
-            f"{num_channels}`, got an image of shape {tuple(image.shape)}."
+            f"{num_channels}`{' in colour' if needs_color else ''}, got an image of shape {tuple(image.shape)}."
         )
     is_integer = not image.is_floating_point()
     if num_channels not in (1, 3):
@@ -167,13 +191,22 @@ def adapt_channels(
 
 
 def to_tensor(
-    image: ImageInput, num_channels: int, input_data_format: str | ChannelDimension | None = None
+    image: ImageInput,
+    num_channels: int,
+    input_data_format: str | ChannelDimension | None = None,
+    needs_color: bool = False,
 ) -> torch.Tensor:
-    """Return any image as a tensor `(num_channels, height, width)`; a picture in 8 bits, unless it comes in floats."""
+    """Return any image as a tensor `(num_channels, height, width)`; a picture in 8 bits, unless it comes in floats.
+
+    Raises:
+        ValueError: If it is grey and `needs_color`; see also `adapt_channels`.
+    """
     if isinstance(image, PIL.Image.Image):
+        if needs_color:
+            check_color(image)
         image, input_data_format = pil_to_array(image, num_channels), ChannelDimension.LAST
     tensor = image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
-    return adapt_channels(tensor, num_channels, input_data_format)
+    return adapt_channels(tensor, num_channels, input_data_format, needs_color)
 
 
 def check_statistics(image_mean: Any, image_std: Any) -> None:
@@ -215,7 +248,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
 
     Images are resized to 256 pixels on the shorter edge (bicubic), cropped to the central 224 x 224, scaled to [0, 1]
     and normalised by the mean and standard deviation of ImageNet. Every setting is an argument of the constructor and
-    of the call, named as in Transformers' own processors, plus `num_channels`.
+    of the call, named as in Transformers' own processors, plus `num_channels` and `needs_color`.
 
     Images may be Pillow images of any mode, NumPy arrays or torch tensors, channels first or last, alone, in a list of
     mixed sizes or in a batch. With `num_channels` 3 or 1 pictures become colour or grey; they have 8 bits, 16 bits, or
@@ -236,6 +269,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
     do_normalize = True
     do_convert_rgb = True
     num_channels = 3
+    needs_color = False
 
     @classmethod
     def from_config(
@@ -255,7 +289,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
             image_std: Standard deviation of each channel, likewise.
 
         Raises:
-            ValueError: If there is not one value per channel.
+            ValueError: If there is not one value per channel, or the model takes images that are not normalised.
         """
         height, width = to_pair(config.image_size)
         crop_size = {"height": height, "width": width}
@@ -263,7 +297,12 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         if height == width:
             settings["size"] = {"shortest_edge": height if height <= SMALL_IMAGE else round(height * 256 / 224)}
         check_statistics(image_mean, image_std)
+        settings |= getattr(config, "image_processor_settings", {})  # Transformers' own models have none
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if values is not None and settings.get("do_normalize") is False:
+                raise ValueError(
+                    f"`{name}`: a model of type {config.model_type} takes images in [0, 1], not normalised."
+                )
             if values is not None and len(values) != config.num_channels:
                 raise ValueError(f"`{name}` must have {config.num_channels} values, one per channel, got {values}.")
             if values is not None:
@@ -273,7 +312,12 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         return cls(**settings)
 
     def _validate_preprocess_kwargs(
-        self, *args: Any, num_channels: int = 3, do_convert_rgb: bool | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        num_channels: int = 3,
+        needs_color: bool = False,
+        do_convert_rgb: bool | None = None,
+        **kwargs: Any,
     ) -> None:
         super()._validate_preprocess_kwargs(*args, **kwargs)
         if kwargs.get("do_normalize"):
@@ -298,6 +342,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         self,
         image: ImageInput,
         num_channels: int = 3,
+        needs_color: bool = False,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         do_rescale: bool | None = None,
@@ -305,7 +350,7 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         **kwargs: Any,
     ) -> Any:
         if do_convert_rgb:
-            image = to_tensor(image, num_channels, input_data_format)
+            image = to_tensor(image, num_channels, input_data_format, needs_color)
             if num_channels in (1, 3) and do_rescale and rescale_factor != 1:
                 image = to_eight_bit_range(image)
             input_data_format = ChannelDimension.FIRST

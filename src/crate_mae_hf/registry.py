@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from .configuration_crate import CrateConfig, CrateEncoderConfig
 from .configuration_crate_alpha import CrateAlphaConfig
 from .configuration_crate_mae import CrateMaeConfig
+from .configuration_crate_split_brain import CrateSplitBrainConfig
 
 
 class ModelRow(NamedTuple):
@@ -25,6 +26,7 @@ class ModelRow(NamedTuple):
     tags: tuple[str, ...]
     paper: str  # a paragraph in Markdown
     citation: str  # BibTeX
+    prediction_limits: str = ""  # of what it was pre-trained to predict, a line in Markdown
 
     @property
     def model_classes(self) -> dict[str, type[PreTrainedModel]]:
@@ -55,6 +57,9 @@ step towards a sparse, non-negative code. It is described in
   booktitle={International Conference on Learning Representations},
   year={2024}
 }""",
+        prediction_limits="""\
+- Reconstructions are the mean of what fits the visible patches, hence blurred; they are no evidence of what was behind
+  a mask.""",
     ),
     ModelRow(
         name="CRATE",
@@ -92,6 +97,28 @@ dictionary, and adds what the code stands for in a second dictionary. It is desc
   booktitle={Advances in Neural Information Processing Systems},
   year={2024}
 }""",
+    ),
+    ModelRow(
+        name="split-brain CRATE",
+        config_class=CrateSplitBrainConfig,
+        tags=("crate_split_brain", "crate", "split-brain-autoencoder"),
+        paper="""\
+A split-brain CRATE is two encoders side by side, of which one sees the lightness of an image and the other its colour.
+Pre-training lets each predict what the other one sees. Split-brain autoencoders are described in
+[Split-Brain Autoencoders: Unsupervised Learning by Cross-Channel Prediction](https://arxiv.org/abs/1611.09842)
+(Zhang, Isola, Efros; CVPR 2017); the layers here are those of CRATE-MAE, where the paper has a convolutional network:
+[Masked Completion via Structured Diffusion with White-Box Transformers](https://arxiv.org/abs/2404.02446)
+(Pai, Buchanan, Wu, Yu, Ma; ICLR 2024).""",
+        citation="""\
+@inproceedings{zhang2017split,
+  title={Split-Brain Autoencoders: Unsupervised Learning by Cross-Channel Prediction},
+  author={Richard Zhang and Phillip Isola and Alexei A. Efros},
+  booktitle={IEEE Conference on Computer Vision and Pattern Recognition},
+  year={2017}
+}""",
+        prediction_limits="""\
+- Predicted colours are the mean of what fits the lightness, hence muted; they are no evidence of what colour a thing
+  had.""",
     ),
 ]
 # By model type.

@@ -107,6 +107,8 @@ def test_everything_is_checked_before_features_are_extracted(encoder, images, mo
     for count, message in ((21, r"21: `count` must lie in \[1, 20\]"), (9, "9: `train_labels` must be at least 10")):
         with pytest.raises(ValueError, match=f"`few_labels` {message}"):
             compare([encoder], images, settings(few_labels=[10, count]))
+    with pytest.raises(ValueError, match="`features`: ours has no towers, so there is no lightness"):
+        compare([encoder], images, settings(features=["mean", "lightness"]))
     convnext = ConvNextModel(ConvNextConfig(hidden_sizes=[4, 4, 8, 8], depths=[1, 1, 1, 1])).eval()
     processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0)
     with pytest.raises(ValueError, match="`features`: theirs has no cls token, so there is no cls_mean"):
@@ -122,7 +124,7 @@ def test_a_layer_may_be_a_number():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": ["mean", "avg"]}, "`features` must be of cls, mean, cls_mean, grid, got avg"),
+        ({"features": ["mean", "avg"]}, "`features` must be of cls, mean, cls_mean, grid, lightness, color, got avg"),
         ({"layer": "first"}, "`layer` must be an integer or \"last\", got 'first'"),
         ({"k": 0}, "`k` must be at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),

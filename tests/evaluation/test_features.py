@@ -16,7 +16,7 @@ from transformers import (
     ViTMAEConfig,
 )
 
-from crate_mae_hf import CrateMaeImageProcessor, CrateMaeModel
+from crate_mae_hf import CrateMaeImageProcessor, CrateMaeModel, CrateSplitBrainConfig, CrateSplitBrainModel
 from crate_mae_hf.adapters import layer_tokens
 from crate_mae_hf.evaluation.encoders import random_encoder
 from crate_mae_hf.evaluation.features import (
@@ -43,6 +43,19 @@ CONVNETS = {
 @pytest.fixture
 def images():
     return torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_towers_of_a_split_brain_have_features_of_their_own():
+    config = CrateSplitBrainConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    model = CrateSplitBrainModel(config).eval()
+    images = torch.rand(3, 3, 16, 16)
+    extracted = extract_features(model, images.split(2))
+    assert available_features(extracted) == ("cls", "mean", "cls_mean", "grid", "lightness", "color")
+    mean = model(images).last_hidden_state[:, 1:].mean(dim=1).detach()
+    for name, half in zip(("lightness", "color"), mean.chunk(2, dim=1), strict=True):
+        np.testing.assert_allclose(select_features(extracted, name), half, rtol=1e-5, atol=1e-6)
 
 
 def test_features_are_what_the_model_gives(config, images):

@@ -9,6 +9,7 @@ from .coding_rate import (
     subspace_coding_rate,
     subspace_coherence,
 )
+from .colors import color_pictures, lab_to_rgb
 from .layers import LayerReport, layer_report
 from .pca import PcaMaps, patch_codes, pca_maps
 from .reconstruction import Reconstruction, random_masks, reconstruct, reconstruct_whole
@@ -19,6 +20,8 @@ __all__ = [
     "Reconstruction",
     "attention_maps",
     "coding_rate",
+    "color_pictures",
+    "lab_to_rgb",
     "layer_report",
     "nonzero_share",
     "orthogonality_defect",

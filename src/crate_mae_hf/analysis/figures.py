@@ -3,7 +3,7 @@
 Figures are made without pyplot: no global state, no window, nothing to close.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import numpy as np
@@ -100,6 +100,25 @@ def reconstruction_grid(
         axes[0, column].set_title(title, fontsize=8)
         for row, picture in enumerate(pictures):
             _show(axes[row, column], picture)
+    return figure
+
+
+def color_grid(pictures: Mapping[str, torch.Tensor]) -> Figure:
+    """Draw one row per image: what the towers of a split-brain autoencoder see and predict, beside the truth.
+
+    Args:
+        pictures: Caption -> pictures in [0, 1], see `color_pictures`.
+    """
+    figure, axes = _image_axes(
+        len(next(iter(pictures.values()))),
+        len(pictures),
+        "Predicted: annealed means of the bins' probabilities, one per target, bilinear in between. Colours that the "
+        "second tower sees are shown at one lightness.",
+    )
+    for column, (caption, images) in enumerate(pictures.items()):
+        axes[0, column].set_title(caption, fontsize=8)
+        for row, image in enumerate(images):
+            _show(axes[row, column], image)
     return figure
 
 

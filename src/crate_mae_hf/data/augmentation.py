@@ -37,6 +37,11 @@ class ClassificationAugmentationArguments(AugmentationArguments):
     )
 
 
+def needs_color(processor: Any) -> bool:
+    """Whether an image processor refuses grey pictures; those of Transformers itself do not."""
+    return getattr(processor, "needs_color", False)
+
+
 def output_size(processor: Any) -> tuple[int, int]:
     """Return the (height, width) of the images that a processor makes.
 
@@ -92,7 +97,8 @@ def build_train_transform(
     check_statistics(processor.image_mean, processor.image_std)
     size = output_size(processor)
     bicubic = v2.InterpolationMode.BICUBIC
-    steps: list[Callable] = [partial(to_tensor, num_channels=channels)]  # data loader workers may have to pickle it
+    # Data loader workers may have to pickle it.
+    steps: list[Callable] = [partial(to_tensor, num_channels=channels, needs_color=needs_color(processor))]
     if min_crop_scale < 1:
         steps.append(v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), interpolation=bicubic, antialias=True))
     else:
@@ -103,11 +109,9 @@ def build_train_transform(
         mean = [255 * value for value in processor.image_mean]
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(rand_augment_num_ops, rand_augment_magnitude, interpolation=bilinear, fill=mean))
-    steps += [
-        *steps_in_8_bits,
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(processor.image_mean, processor.image_std),
-    ]
+    steps += [*steps_in_8_bits, v2.ToDtype(torch.float32, scale=True)]
+    if getattr(processor, "do_normalize", True):
+        steps.append(v2.Normalize(processor.image_mean, processor.image_std))
     if random_erasing:
         steps.append(v2.RandomErasing(random_erasing))
     return v2.Compose(steps)
@@ -125,7 +129,8 @@ def build_eval_transform(processor: Any, num_channels: int | None = None) -> Cal
 
 def preprocess(processor: Any, num_channels: int, image: PIL.Image.Image) -> torch.Tensor:
     """Return the pixel values that an image processor makes of one picture."""
-    inputs = processor(to_tensor(image, num_channels), return_tensors="pt", input_data_format="channels_first")
+    picture = to_tensor(image, num_channels, needs_color=needs_color(processor))
+    inputs = processor(picture, return_tensors="pt", input_data_format="channels_first")
     return inputs.pixel_values[0]
 
 

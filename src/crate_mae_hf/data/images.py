@@ -14,6 +14,7 @@ from datasets.utils.file_utils import xopen
 from huggingface_hub import DatasetCard
 from transformers.utils import logging
 
+from ..image_processing_crate_mae import is_grey
 from .decoding import BadImageError, open_picture
 from .folders import ImageFolder, list_names, read_folder, scan_folder, warn_of_rest
 from .metadata import check_rows, image_columns, read_rows
@@ -349,16 +350,19 @@ def image_bytes(record: Mapping[str, Any]) -> bytes:
         raise BadImageError(f"Cannot read the image {record['path']}: {error.strerror or error}.") from error
 
 
-def read_image(record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> PIL.Image.Image:
+def read_image(
+    record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str, needs_color: bool = False
+) -> PIL.Image.Image:
     """Decode one image.
 
     Args:
         record: `bytes` and `path`, as `datasets.Image(decode=False)` gives them.
         min_size: Smallest usable (height, width), the size of a patch.
         where: Name of the image in errors where it has no path.
+        needs_color: Whether a grey image cannot be used.
 
     Raises:
-        BadImageError: If it cannot be read or is smaller than that.
+        BadImageError: If it cannot be read, is smaller than that, or grey where colour is needed.
     """
     if record is None or (record.get("bytes") is None and record.get("path") is None):
         raise BadImageError(f"There is no image {where}: its row is empty.")
@@ -369,40 +373,50 @@ def read_image(record: Mapping[str, Any] | None, min_size: tuple[int, int], wher
             f"The image {name} is {image.height} x {image.width} pixels, smaller than a patch of {min_size[0]} x "
             f"{min_size[1]}."
         )
+    if needs_color and is_grey(image):
+        raise BadImageError(f"The image {name} is grey (mode {image.mode}): there is no colour to learn from.")
     return image
 
 
-def decode(record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> PIL.Image.Image:
+def decode(
+    record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str, needs_color: bool = False
+) -> PIL.Image.Image:
     """Decode one image, see `read_image`; errors say how to leave bad images out."""
     try:
-        return read_image(record, min_size, where)
+        return read_image(record, min_size, where, needs_color)
     except BadImageError as error:
         raise BadImageError(f"{error} `--skip_bad_images` leaves such out.") from error
 
 
-def find_problem(image: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> str | None:
+def find_problem(
+    image: Mapping[str, Any] | None, min_size: tuple[int, int], where: str, needs_color: bool = False
+) -> str | None:
     """Return why an image cannot be used; None where it can."""
     try:
-        read_image(image, min_size, where)
+        read_image(image, min_size, where, needs_color)
     except BadImageError as error:
         return str(error)
     return None
 
 
-def is_readable(record: Mapping[str, Any], min_size: tuple[int, int]) -> bool:
+def is_readable(record: Mapping[str, Any], min_size: tuple[int, int], needs_color: bool = False) -> bool:
     """Whether an image can be used; warns with its name where not."""
-    problem = find_problem(record["image"], min_size, "in the stream")
+    problem = find_problem(record["image"], min_size, "in the stream", needs_color)
     if problem is not None:
         logger.warning(problem)
     return problem is None
 
 
-def add_problem(record: Mapping[str, Any], index: int, min_size: tuple[int, int]) -> dict[str, str | None]:
+def add_problem(
+    record: Mapping[str, Any], index: int, min_size: tuple[int, int], needs_color: bool
+) -> dict[str, str | None]:
     """Return the column that `drop_bad_images` reads."""
-    return {"problem": find_problem(record["image"], min_size, f"number {index}")}
+    return {"problem": find_problem(record["image"], min_size, f"number {index}", needs_color)}
 
 
-def drop_bad_images(dataset: datasets.Dataset, min_size: tuple[int, int], num_proc: int | None) -> datasets.Dataset:
+def drop_bad_images(
+    dataset: datasets.Dataset, min_size: tuple[int, int], num_proc: int | None, needs_color: bool = False
+) -> datasets.Dataset:
     """Leave out the images that cannot be used, naming and counting them.
 
     `datasets` keeps what was found, so that a second run is quick; the images are named each time.
@@ -410,7 +424,7 @@ def drop_bad_images(dataset: datasets.Dataset, min_size: tuple[int, int], num_pr
     checked = dataset.map(
         add_problem,
         with_indices=True,
-        fn_kwargs={"min_size": min_size},
+        fn_kwargs={"min_size": min_size, "needs_color": needs_color},
         remove_columns=dataset.column_names,
         features=datasets.Features({"problem": datasets.Value("string")}),
         num_proc=num_proc,

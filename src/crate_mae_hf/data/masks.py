@@ -90,6 +90,7 @@ def load_seeded(
     make_train: Callable[[Any], Dataset],
     make_eval: Callable[[Any], Dataset],
     seed: int,
+    needs_color: bool = False,
 ) -> tuple[Any, Dataset]:
     """Return the training and the evaluation images that the arguments name, as datasets of any kind.
 
@@ -99,6 +100,7 @@ def load_seeded(
         make_train: From undecoded images by index to a dataset to train on.
         make_eval: The same for the dataset to evaluate with.
         seed: Seed that decides which images are held out, where there are no others.
+        needs_color: Whether grey images cannot be used.
 
     Raises:
         ValueError: If the arguments do not fit each other or the data.
@@ -107,6 +109,7 @@ def load_seeded(
         raise ValueError(f"`train_val_split` must lie between 0 and 1, got {args.train_val_split}.")
     train_split, validation_split = load_splits(args, args.streaming)
     sources = name_sources(train_split, validation_split)
+    usable: dict[str, Any] = {"min_size": min_size, "needs_color": needs_color}
     train = select_image_column(train_split.dataset, args.image_column_name)
     validation = None
     if validation_split is not None:
@@ -116,7 +119,7 @@ def load_seeded(
         num_eval = args.max_eval_samples or 1000
         held_out = (train if validation is None else validation).take(num_eval)
         if args.skip_bad_images:
-            held_out = held_out.filter(is_readable, fn_kwargs={"min_size": min_size})
+            held_out = held_out.filter(is_readable, fn_kwargs=usable)
         records = list(tqdm(held_out, total=num_eval, desc="Reading evaluation images"))
         if validation is None:
             # Not `skip`: of that every data loader worker would do a part, on files of its own.
@@ -124,7 +127,7 @@ def load_seeded(
         if args.max_train_samples is not None:
             train = train.take(args.max_train_samples)
         if args.skip_bad_images:
-            train = train.filter(is_readable, fn_kwargs={"min_size": min_size})
+            train = train.filter(is_readable, fn_kwargs=usable)
         if next(iter(train), None) is None:
             raise ValueError(
                 f"The stream has no images to train on: it ends before those held out, up to {num_eval} by "
@@ -144,7 +147,8 @@ def load_seeded(
         validation = validation.select(range(min(args.max_eval_samples, len(validation))))
     if args.skip_bad_images:
         train, validation = (
-            drop_bad_images(dataset, min_size, args.preprocessing_num_workers) for dataset in (train, validation)
+            drop_bad_images(dataset, num_proc=args.preprocessing_num_workers, **usable)
+            for dataset in (train, validation)
         )
     say_what_is_used(len(train), len(validation), sources)
     return make_train(train), make_eval(validation)

@@ -35,6 +35,8 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
         seed: Two runs with the same seed see the same draws.
     """
 
+    needs_color = False  # whether grey images cannot be used
+
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],
@@ -76,7 +78,7 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
 
     def read(self, record: Mapping[str, Any], where: str) -> torch.Tensor:
         """Decode and transform one image; may draw from PyTorch's default generator."""
-        return self.transform(decode(record["image"], self.min_size, where))
+        return self.transform(decode(record["image"], self.min_size, where, self.needs_color))
 
 
 class SeededStream(torch.utils.data.IterableDataset):

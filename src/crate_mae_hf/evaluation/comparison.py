@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..adapters import inference, layer_tokens
+from ..adapters import TOWERS, inference, layer_tokens, token_parts
 from ..data.images import decode, image_bytes
 from ..loading import load
 from ..tables import Row
@@ -234,6 +234,8 @@ def _describe(encoder: Encoder, images: ProbeImages, settings: ProbeSettings) ->
     missing = [name for name in settings.features or () if "cls" in name and not output.num_prefix_tokens]
     if missing:
         raise ValueError(f"`features`: {encoder.name} has no cls token, so there is no {', '.join(missing)}.")
+    if absent := set(settings.features or ()) & set(TOWERS) - set(token_parts(encoder.model)):
+        raise ValueError(f"`features`: {encoder.name} has no towers, so there is no {', '.join(sorted(absent))}.")
     patches = output.tokens[:, output.num_prefix_tokens :]
     if "grid" in (settings.features or ()) and quarter_means(patches, pixel_values.shape[2:]) is None:
         raise ValueError(f"`features`: the {patches.shape[1]} patch tokens of {encoder.name} are no grid of quarters.")

@@ -12,12 +12,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..adapters import inference, layer_tokens
-from ..image_processing_crate_mae import pil_to_array, warn_of_padding
+from ..adapters import TOWERS, inference, layer_tokens, token_parts
+from ..image_processing_crate_mae import check_color, pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
-# tokens over each quarter of the image, which keep where things are.
-FEATURES = ("cls", "mean", "cls_mean", "grid")
+# tokens over each quarter of the image, which keep where things are. Of a split-brain autoencoder also the half of the
+# mean that either tower has.
+FEATURES = ("cls", "mean", "cls_mean", "grid", *TOWERS)
 
 
 def quarter_means(patches: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor | None:
@@ -59,6 +60,7 @@ def extract_features(
     Returns:
         Features of shape `(num_images, d)`, float32: the `"mean"` of the patch tokens, where the model has one the
         `"cls"` token, and where the patches are a grid their means over its quarters, `"grid"`, `(num_images, 4 d)`.
+        Of a split-brain autoencoder the halves of the mean too, `"lightness"` and `"color"`, `(num_images, d / 2)`.
         `select_features` gives cls token and mean side by side.
 
     Raises:
@@ -72,6 +74,7 @@ def extract_features(
             features = {"cls": tokens[:, 0]} if num_prefix else {}
             patches = tokens[:, num_prefix:]
             features["mean"] = patches.mean(dim=1)
+            features |= zip(token_parts(model), features["mean"].chunk(2, dim=1), strict=False)  # most have none
             quarters = quarter_means(patches, pixel_values.shape[2:])
             if quarters is not None:
                 features["grid"] = quarters
@@ -105,6 +108,10 @@ def preprocess(
         ValueError: If the image processor cannot take them.
     """
     warn_of_padding(processor)
+    if getattr(processor, "needs_color", False):
+        for image in images:
+            if isinstance(image, PIL.Image.Image):
+                check_color(image)
     if num_channels in (1, 3):
         images = [
             PIL.Image.fromarray(pil_to_array(image, num_channels)) if isinstance(image, PIL.Image.Image) else image

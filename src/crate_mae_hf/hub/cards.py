@@ -16,14 +16,19 @@ from ..registry import MODEL_NAMES, MODELS
 from ..tables import format_value
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PICTURE = "reconstruction.png"
+# Pictures of what a model predicts, and what they show.
+COLOR_PICTURE = "color_prediction.png"
+PICTURES = {
+    "reconstruction.png": "Masked image, reconstruction and original",
+    COLOR_PICTURE: "Colour predicted from lightness, and lightness from colour, beside the truth",
+}
 # The metrics of a Trainer, and of whatever measured the model afterwards.
 METRICS = ("all_results.json", "metrics.json")
 # What is written beside the metrics and tells nothing about the model.
 NO_METRIC = re.compile(r"(epochs?|steps?|samples|runtime|seconds?|total_flos)$")
-# Kinds of models, by the end of the class's name: settings that the card shows beside the encoder's.
+# Kinds of models, by the end of the class's name: settings that the card shows beside the encoder's, where there are.
 KINDS = {
-    "ForPreTraining": ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss"),
+    "ForPreTraining": ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss", "prediction", "target_grid_size"),
     "ForImageClassification": ("pooling", "num_labels"),
     "": (),
 }
@@ -93,8 +98,7 @@ def create_model_card(
 
     Args:
         folder: Folder with `config.json` and, where there are any, `all_results.json`, `metrics.json`,
-            `trainer_state.json`, `objective.safetensors`
-            and `reconstruction.png`.
+            `trainer_state.json`, `objective.safetensors` and one of `PICTURES`.
         model_id: Repository on the Hub, for the title and the snippet; the folder's name when left out.
         dataset: Id of the training data on the Hub.
         data: What the model was trained on, in words.
@@ -142,6 +146,7 @@ def create_model_card(
         eval_results=eval_results or None,
     )
 
+    picture = next((name for name in PICTURES if (folder / name).is_file()), None)
     state = read_json(folder / "trainer_state.json")
     names = {"global_step": "steps", "epoch": "epochs", "train_batch_size": "batch size per device"}
     trained = {name: state[key] for key, name in names.items() if state.get(key) is not None}
@@ -155,7 +160,9 @@ def create_model_card(
         name=row.name,
         paper=row.paper,
         citation=row.citation,
-        picture=PICTURE if (folder / PICTURE).is_file() else None,
+        prediction_limits=row.prediction_limits,
+        picture=picture,
+        picture_text=PICTURES.get(str(picture)),
         model_id=model_id,
         has_code="auto_map" in read_json(folder / "config.json"),
         model=describe_model(config, architecture, kind),

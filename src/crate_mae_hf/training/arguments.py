@@ -66,13 +66,19 @@ class ScriptTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class MaeModelArguments(ModelArguments):
+class SizedModelArguments(ModelArguments):
     """Which model to train: a checkpoint, a configuration, or one of the published sizes."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint to continue from."})
     model_size: str = field(
         default="base", metadata={"help": "The size to start from otherwise.", "choices": list(CrateMaeConfig.sizes)}
     )
+
+
+@dataclass
+class MaeModelArguments(SizedModelArguments):
+    """Which masked autoencoder to train."""
+
     mask_ratio: float | None = field(default=None, metadata={"help": "Share of the patches to mask."})
     norm_pix_loss: bool | None = field(default=None, metadata={"help": "Normalise the targets patch by patch."})
 

@@ -11,7 +11,7 @@ from ..configuration_crate_mae import CrateMaeConfig
 from ..data.augmentation import AugmentationArguments
 from ..image_processing_crate_mae import CrateMaeImageProcessor
 from ..loading import load, load_model
-from .arguments import MaeModelArguments, ModelArguments
+from .arguments import ModelArguments, SizedModelArguments
 
 Autoencoder = TypeVar("Autoencoder", bound=PreTrainedModel)
 
@@ -60,18 +60,24 @@ def new_config(size: str, config_class: Any, changes: dict[str, Any]) -> Any:
     return ViTMAEConfig(**{**shape, "intermediate_size": 4 * shape["hidden_size"], **changes})
 
 
-def build_autoencoder(args: MaeModelArguments, model_class: type[Autoencoder]) -> Autoencoder:
+def build_autoencoder(
+    args: SizedModelArguments,
+    model_class: type[Autoencoder],
+    settings: Sequence[str] = ("mask_ratio", "norm_pix_loss"),
+) -> Autoencoder:
     """Return the autoencoder of a checkpoint, of a configuration or of a size, with the changes asked for.
 
     Args:
         args: Arguments that say which.
-        model_class: [`CrateMaeForPreTraining`], or `ViTMAEForPreTraining` of Transformers.
+        model_class: [`CrateMaeForPreTraining`], [`CrateSplitBrainForPreTraining`], or `ViTMAEForPreTraining` of
+            Transformers.
+        settings: See `config_changes`.
 
     Raises:
         ValueError: If it cannot be loaded, is another model, or a change does not fit it.
     """
     config_class: Any = model_class.config_class
-    changes = config_changes(args, config_class, ("mask_ratio", "norm_pix_loss"))
+    changes = config_changes(args, config_class, settings)
     if args.config_source is None:
         config = new_config(args.model_size, config_class, changes)
     else:
