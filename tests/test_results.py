@@ -13,6 +13,9 @@ from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHAPE = {"image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 16, "num_attention_heads": 2}
 
+ENCODERS = ("demo", "vit_mae", "vic_mae")
+CLASSIFIERS = ("fine_tuned", "from_scratch", "crate", "vit", "vit_equal_time", "crate_alpha", "crate_alpha_equal_time")
+
 
 def load_script(name: str):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -29,26 +32,29 @@ def config() -> CrateMaeConfig:
 
 def write_seed(folder: Path, config: CrateMaeConfig, accuracy: float) -> None:
     """Write what the steps of a seed leave, as far as it is read."""
-    for name in ("demo", "vit_mae", "fine_tuned", "from_scratch", "crate", "vit"):
+    for name in (*ENCODERS, *CLASSIFIERS):
         (folder / name).mkdir(parents=True)
         results = {"train_cpu_seconds": 100 * accuracy, "eval_accuracy": accuracy, "epoch": 5.0}
         for file in ("all_results.json", "eval_results.json"):
             (folder / name / file).write_text(json.dumps(results | {"eval_masked_error": 0.6}))
-        if name not in ("demo", "vit_mae"):
+        if name in CLASSIFIERS:
             CrateMaeForImageClassification(config).save_pretrained(folder / name)
-    config.save_pretrained(folder / "demo")
+    for name in ("demo", "vic_mae"):
+        config.save_pretrained(folder / name)
     ViTMAEConfig(mask_ratio=0.75).save_pretrained(folder / "vit_mae")
     (folder / "demo" / "metrics.json").write_text(json.dumps({"masked_error": {"model": accuracy / 2}}))
-    (folder / "probes").mkdir()
     probes = {"linear": accuracy, "linear_1000": accuracy - 0.1, "linear_100": accuracy - 0.2, "knn": 0.7}
-    rows = [
-        {"model": str(folder / model), "weights": weights, "features": features, "parameters": 7, **probes}
-        for model in ("demo", "vit_mae")
-        for weights in ("trained", "random")
-        for features in ("mean", "cls_mean", "grid")
-    ]
-    rows.append({"model": "raw pixels", "features": "pixels", **probes})
-    (folder / "probes" / "results.json").write_text(json.dumps({"results": rows}))
+    for step, models in (("probes", ("demo", "vit_mae")), ("vic_mae_probes", ("vic_mae",))):
+        rows = [
+            {"model": str(folder / model), "weights": weights, "features": features, "parameters": 7, **probes}
+            for model in models
+            for weights in (("trained", "random") if step == "probes" else ("trained",))
+            for features in ("mean", "cls_mean", "grid")
+        ]
+        if step == "probes":
+            rows.append({"model": "raw pixels", "features": "pixels", **probes})
+        (folder / step).mkdir()
+        (folder / step / "results.json").write_text(json.dumps({"results": rows}))
 
 
 @pytest.fixture
@@ -72,7 +78,8 @@ def test_tables_of_results(run, config, tmp_path, capsys):
     encoders = {(row["model"], row["features"]): row for row in written["results"]["Pre-trained encoders"]}
     names = [f"{model}{weights}" for model in ("CRATE-MAE", "ViTMAE") for weights in ("", ", random weights")]
     features = [(name, kind) for name in names for kind in ("mean", "cls_mean", "grid")]
-    assert list(encoders) == [*features, ("raw pixels", "pixels")]
+    vic_mae = [("CRATE-MAE, by ViC-MAE", kind) for kind in ("mean", "cls_mean", "grid")]
+    assert list(encoders) == [*features, ("raw pixels", "pixels"), *vic_mae]
     probed = {"all labels": "0.8500 ± 0.0707", "1,000 labels": "0.7500 ± 0.0707", "100 labels": "0.6500 ± 0.0707"}
     assert encoders["CRATE-MAE", "mean"] == {
         "model": "CRATE-MAE",
@@ -89,7 +96,7 @@ def test_tables_of_results(run, config, tmp_path, capsys):
     assert encoders["raw pixels", "pixels"] == {"model": "raw pixels", "features": "pixels", **probed, "k-NN": "0.7"}
 
     tuned, *others = written["results"]["Trained on the labels"]
-    assert len(others) == 3
+    assert len(others) == 6
     assert tuned == {
         "model": "CRATE-MAE, fine-tuned from the pre-trained",
         "parameters": str(CrateMaeForImageClassification(config).num_parameters()),
@@ -98,8 +105,9 @@ def test_tables_of_results(run, config, tmp_path, capsys):
         "test accuracy": "0.8500 ± 0.0707",
     }
     assert [written["seeds"]["Trained on the labels"][seed][0]["test accuracy"] for seed in ("1", "2")] == [0.8, 0.9]
-    (probing,) = [command for command in written["commands"]["2"] if "run_linear_probe.py" in command]
-    assert "--features mean cls_mean grid --few_labels 1000 100 --seed 2" in probing
+    probing = [command for command in written["commands"]["2"] if "run_linear_probe.py" in command]
+    assert ["--random_init --raw_pixels" in command for command in probing] == [True, False]
+    assert all("--features mean cls_mean grid --few_labels 1000 100 --seed 2" in command for command in probing)
 
     for text in ((tmp_path / "results.md").read_text(), capsys.readouterr().out):
         assert text.index("standard deviation over seeds") < text.index("encoder parameters")
