@@ -94,13 +94,30 @@ def test_bfloat16_checkpoint(config, pixel_values, tmp_path):
     torch.testing.assert_close(full(pixel_values, noise=noise).loss, outputs.loss, rtol=0.05, atol=0.05)
 
 
-def test_another_image_size_has_its_table_rebuilt(pretrained, config):
-    model = AutoModel.from_pretrained(pretrained, image_size=[48, 64], ignore_mismatched_sizes=True)
-    expected = crate_mae_hf.CrateMaeModel(crate_mae_hf.CrateMaeConfig(**{**config.to_dict(), "image_size": [48, 64]}))
-    assert torch.equal(model.embeddings.position_embeddings, expected.embeddings.position_embeddings)
-    trained = AutoModel.from_pretrained(pretrained)
-    assert torch.equal(model.layers[0].ista.dictionary, trained.layers[0].ista.dictionary)
-    assert model(torch.randn(1, 3, 48, 64)).last_hidden_state.shape == (1, 49, 32)
+@every_saved_class
+def test_another_image_size(row, auto_class, tmp_path):
+    """What `interpolate_pos_encoding` does for a call, for good; by Auto class, by class, and by configuration."""
+    model = save(row, auto_class, tmp_path / "saved")
+    images = torch.rand(2, 3, 48, 64)
+    mask = {"bool_masked_pos": torch.rand(2, 48) > 0.5} if "MAE" in row.name and "For" in auto_class else {}
+    if auto_class == "AutoModelForImageClassification":
+        mask = {}
+    with torch.no_grad():
+        expected = model(images, interpolate_pos_encoding=True, **mask)[0]
+        config = row.config_class.from_pretrained(tmp_path / "saved", image_size=[48, 64])
+        for loaded in (
+            getattr(transformers, auto_class).from_pretrained(tmp_path / "saved", image_size=[48, 64]),
+            type(model).from_pretrained(tmp_path / "saved", image_size=(48, 64)),
+            type(model).from_pretrained(tmp_path / "saved", config=config),
+        ):
+            torch.testing.assert_close(loaded(images, **mask)[0], expected)
+            assert tuple(loaded.config.image_size) == (48, 64)
+        loaded.save_pretrained(tmp_path / "again")
+        again = type(model).from_pretrained(tmp_path / "again")
+        torch.testing.assert_close(again(images, **mask)[0], expected)
+    assert tuple(config.image_size) == (48, 64)  # is the caller's
+    with pytest.raises(ValueError, match="`image_size` must be divisible by `patch_size`"):
+        type(model).from_pretrained(tmp_path / "saved", image_size=33)
 
 
 def test_another_number_of_labels(classifier):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForMaskedImageModeling
 
 from crate_mae_hf import (
     CrateMaeBackbone,
@@ -138,7 +139,9 @@ def test_features_are_deterministic_and_unmasked(config, pixel_values):
     model = CrateMaeModel(config).eval()
     first, second = model(pixel_values), model(pixel_values, bool_masked_pos=torch.zeros(2, 16, dtype=torch.bool))
     assert torch.equal(first.last_hidden_state, second.last_hidden_state)
-    assert torch.equal(first.pooler_output, first.last_hidden_state[:, 0])
+    assert torch.equal(first.pooler_output, first.last_hidden_state[:, 1:].mean(dim=1))
+    model.config.pooling = "cls"
+    assert torch.equal(model(pixel_values).pooler_output, first.last_hidden_state[:, 0])
 
 
 def test_masked_pixels_do_not_reach_the_encoder(config, pixel_values):
@@ -355,11 +358,52 @@ def test_interpolation_in_bf16_is_float32_inside(config):
 
 @pytest.mark.parametrize("model_class", [CrateMaeModel, CrateMaeForPreTraining])
 @pytest.mark.parametrize(
-    "mask", [torch.zeros(2, 17, dtype=torch.bool), torch.zeros(16, dtype=torch.bool), torch.zeros(2, 16)]
+    ("mask", "message"),
+    [
+        (torch.zeros(2, 17, dtype=torch.bool), r"shape \(2, 16\).*got \(2, 17\)"),
+        (torch.zeros(16, dtype=torch.bool), r"shape \(2, 16\).*got \(16,\)"),
+        (torch.zeros(2, 16), r"integers that are 0 or 1.*got torch.float32"),
+        (torch.full((2, 16), 2), r"integers that are 0 or 1.*got torch.int64 from 2 to 2"),
+    ],
 )
-def test_bad_masks_get_a_clear_error(config, pixel_values, model_class, mask):
-    with pytest.raises(ValueError, match=r"`bool_masked_pos` must be a boolean tensor of shape \(2, 16\)"):
+def test_bad_masks_get_a_clear_error(config, pixel_values, model_class, mask, message):
+    with pytest.raises(ValueError, match=f"`bool_masked_pos` must .*{message}"):
         model_class(config)(pixel_values, bool_masked_pos=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_a_mask_of_zeros_and_ones_is_as_good(config, pixel_values, dtype):
+    model, mask = CrateMaeForPreTraining(config).eval(), torch.rand(2, 16) > 0.5
+    expected, actual = model(pixel_values, mask), model(pixel_values, mask.to(dtype))
+    assert torch.equal(actual.loss, expected.loss)
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(model.crate_mae(pixel_values, mask.to(dtype))[0], model.crate_mae(pixel_values, mask)[0])
+
+
+# --- masked image modelling
+
+
+def test_masked_image_modelling_is_pre_training_with_images_back(config, pixel_values, tmp_path):
+    pre_training = CrateMaeForPreTraining(config).eval()
+    pre_training.save_pretrained(tmp_path)
+    model, info = AutoModelForMaskedImageModeling.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    mask = torch.rand(2, 16) > 0.5
+    expected, actual = pre_training(pixel_values, mask), model(pixel_values, bool_masked_pos=mask.long())
+    assert torch.equal(actual.loss, expected.loss)
+    assert torch.equal(actual.reconstruction, pre_training.unpatchify(expected.logits))
+    unmasked = model(pixel_values)
+    assert unmasked.loss is None
+    expected = pre_training(pixel_values, torch.zeros(2, 16, dtype=torch.bool))
+    assert torch.equal(unmasked.reconstruction, pre_training.unpatchify(expected.logits))
+
+
+def test_the_stride_that_scripts_for_simmim_set_is_the_patch_size(config):
+    assert config.encoder_stride == config.patch_size == 8
+    config.update({"image_size": 64, "patch_size": 16, "encoder_stride": 16})
+    with pytest.raises(ValueError, match="`encoder_stride` must be the patch size, 16, got 32"):
+        config.encoder_stride = 32
+    assert "encoder_stride" not in config.to_dict()
 
 
 def test_bad_noise_and_patches_get_a_clear_error(config, pixel_values):
@@ -502,11 +546,8 @@ def test_save_and_load(config, pixel_values, tmp_path, model_class, dtype):
     torch.testing.assert_close(main_output(loaded(pixel_values, **inputs)), main_output(model(pixel_values, **inputs)))
 
 
-def test_position_table_survives_a_missing_or_resized_table(config, tmp_path):
+def test_position_table_survives_a_missing_table(config):
     model = CrateMaeModel(config)
-    model.save_pretrained(tmp_path)
-    larger = CrateMaeModel.from_pretrained(tmp_path, image_size=64, ignore_mismatched_sizes=True)
-    assert torch.equal(table_of(larger), sincos_position_table(32, (8, 8)))
     state_dict = model.state_dict()
     del state_dict["embeddings.position_embeddings"]
     filled = CrateMaeModel.from_pretrained(None, config=config, state_dict=state_dict)

@@ -21,9 +21,12 @@ def build(row: ModelRow, auto_class: str, **changes) -> torch.nn.Module:
 
 def run(model: torch.nn.Module, auto_class: str, pixel_values: torch.Tensor, **arguments) -> torch.Tensor:
     """The tensor that a class is there for; what an autoencoder masks is the same each time."""
+    num_patches = pixel_values.shape[2] // 8 * (pixel_values.shape[3] // 8)
+    noise = torch.rand(2, num_patches, generator=torch.Generator().manual_seed(0))
+    if auto_class == "AutoModelForMaskedImageModeling":
+        return model(pixel_values, bool_masked_pos=noise > 0.5, **arguments).reconstruction
     if auto_class == "AutoModelForPreTraining" and hasattr(model.config, "mask_ratio"):
-        num_patches = pixel_values.shape[2] // 8 * (pixel_values.shape[3] // 8)
-        arguments["noise"] = torch.rand(2, num_patches, generator=torch.Generator().manual_seed(0))
+        arguments["noise"] = noise
     outputs = model(pixel_values, **arguments)
     if logits := [value for name, value in outputs.items() if name.startswith("logits")]:
         return torch.cat(logits, dim=-1)
@@ -49,6 +52,10 @@ def test_bad_images_get_a_clear_error(row, auto_class):
         model(torch.zeros(2, 1, 32, 32))
     with pytest.raises(ValueError, match="`pixel_values` must have shape"):
         model(torch.zeros(3, 32, 32))
+    if auto_class == "AutoBackbone":  # takes images of any size
+        with pytest.raises(ValueError, match=r"of a patch, \(8, 8\), or more, got \(32, 7\)"):
+            model(torch.zeros(2, 3, 32, 7))
+        return
     with pytest.raises(ValueError, match=r"\(40, 32\).*\(32, 32\).*interpolate_pos_encoding=True"):
         model(torch.zeros(2, 3, 40, 32))
     with pytest.raises(ValueError, match=r"divisible by the patch size \(8, 8\), got \(36, 32\)"):

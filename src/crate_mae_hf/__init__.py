@@ -23,6 +23,7 @@ from .modeling_crate_alpha import (
 from .modeling_crate_mae import (
     CrateMaeBackbone,
     CrateMaeForImageClassification,
+    CrateMaeForMaskedImageModeling,
     CrateMaeForPreTraining,
     CrateMaeForPreTrainingOutput,
     CrateMaeModel,
@@ -76,6 +77,7 @@ __all__ = [
     "CrateMaeBackbone",
     "CrateMaeConfig",
     "CrateMaeForImageClassification",
+    "CrateMaeForMaskedImageModeling",
     "CrateMaeForPreTraining",
     "CrateMaeForPreTrainingOutput",
     "CrateMaeImageProcessor",

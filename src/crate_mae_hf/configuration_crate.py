@@ -58,8 +58,9 @@ class CrateEncoderConfig(BackboneConfigMixin, PreTrainedConfig):
             Dropout of the embeddings and of MSSA's output.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth of the last encoder layer's MSSA in training; it grows linearly from 0 in the first.
-        pooling (`str`, *optional*, defaults to `"cls"`, and to `"mean"` for CRATE-MAE):
-            What an image is classified by: the `"mean"` of its patch tokens or the `"cls"` token.
+        pooling (`str`, *optional*, defaults to `"cls"`, and to `"mean"` for CRATE-MAE and split-brain):
+            What stands for an image, in `pooler_output` and for the classifier: the `"mean"` of its patch tokens or the
+            `"cls"` token.
         reshape_hidden_states (`bool`, *optional*, defaults to `True`):
             Whether the feature maps of a backbone are (batch_size, hidden_size, height, width) or stay
             (batch_size, num_patches + 1, hidden_size).

@@ -55,6 +55,7 @@ class CrateMaeConfig(CrateEncoderConfig):
         "AutoConfig": "configuration_crate_mae.CrateMaeConfig",
         "AutoModel": "modeling_crate_mae.CrateMaeModel",
         "AutoModelForPreTraining": "modeling_crate_mae.CrateMaeForPreTraining",
+        "AutoModelForMaskedImageModeling": "modeling_crate_mae.CrateMaeForMaskedImageModeling",
         "AutoModelForImageClassification": "modeling_crate_mae.CrateMaeForImageClassification",
         "AutoBackbone": "modeling_crate_mae.CrateMaeBackbone",
     }
@@ -80,6 +81,16 @@ class CrateMaeConfig(CrateEncoderConfig):
         if self.decoder_num_attention_heads is None:
             self.decoder_num_attention_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
+
+    @property
+    def encoder_stride(self) -> int | list[int] | tuple[int, int]:
+        """Pixels of an image along the side of a token: the patch size, which scripts for SimMIM ask for and set."""
+        return self.patch_size
+
+    @encoder_stride.setter
+    def encoder_stride(self, value: int | list[int] | tuple[int, int]) -> None:
+        if to_pair(value) != to_pair(self.patch_size):
+            raise ValueError(f"`encoder_stride` must be the patch size, {self.patch_size}, got {value}.")
 
     def validate_architecture(self) -> None:
         """Check the rest; called by `strict`.

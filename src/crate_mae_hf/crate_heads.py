@@ -1,5 +1,6 @@
 """What models on these layers share: loading and saving, the encoder, the image classifier, and the backbone."""
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,21 @@ from .crate_patches import interpolate_position_table
 
 # Weights that had another name: pattern in an older checkpoint -> the name now.
 FORMER_NAMES = {r"mssa\.out_proj": "mssa.o_proj"}
+# What says where on the Hub a configuration is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def copy_config(config: CrateEncoderConfig, **changes: Any) -> CrateEncoderConfig:
+    """Return a copy of a configuration with changes, checked."""
+    changed = copy.deepcopy(config)
+    changed.update(changes)
+    changed.validate_architecture()
+    return changed
+
+
+def pool(hidden_states: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Return what stands for each image, `(batch_size, d)`: its cls token, or the mean of its patch tokens."""
+    return hidden_states[:, 0] if pooling == "cls" else hidden_states[:, 1:].mean(dim=1)
 
 
 class CrateEncoderPreTrainedModel(PreTrainedModel):
@@ -36,20 +52,36 @@ class CrateEncoderPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
 
     @classmethod
-    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
-        """Load a model as Transformers does, also where its weights have former names."""
+    def from_pretrained(
+        cls, *args: Any, key_mapping: dict[str, str] | None = None, image_size: ImageSize | None = None, **kwargs: Any
+    ) -> Any:
+        """Load a model as Transformers does, also for another image size and where weights have former names.
+
+        Args:
+            *args: See Transformers.
+            key_mapping: See Transformers.
+            image_size: Image (height, width) in pixels, an `int` stands for a square; that of the checkpoint when left
+                out. See `set_image_size`.
+            **kwargs: See Transformers. A `config` of another image size is as good as `image_size`.
+        """
+        config = kwargs.get("config")
+        if image_size is None and isinstance(config, CrateEncoderConfig):
+            image_size = config.image_size
+        if image_size is not None and args and args[0] is not None:
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            saved = cast(Any, cls.config_class).from_pretrained(args[0], **hub)
+            if isinstance(config, CrateEncoderConfig):
+                kwargs["config"] = copy_config(config, image_size=saved.image_size)
         loaded = super().from_pretrained(*args, key_mapping={**FORMER_NAMES, **(key_mapping or {})}, **kwargs)
         model: Any = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info=True`
         if conversions := getattr(model, "_weight_conversions", None):  # which saving would reverse
             model._weight_conversions = [each for each in conversions if each.source_patterns[0] not in FORMER_NAMES]
+        if image_size is not None and to_pair(image_size) != to_pair(model.config.image_size):
+            model.set_image_size(image_size)
         return loaded
 
-
-class CrateLearnedPositionsMixin:
-    """For models with learned positions: another image size for good."""
-
-    def set_image_size(self: Any, image_size: ImageSize) -> None:
-        """Make this a model for images of another size, by interpolating its learned positions.
+    def set_image_size(self, image_size: ImageSize) -> None:
+        """Make this a model for images of another size, by interpolating its positions.
 
         `interpolate_pos_encoding=True` does the same for a single call; this is for training on, and for saving.
 
@@ -59,13 +91,14 @@ class CrateLearnedPositionsMixin:
         Raises:
             ValueError: If the patch size does not divide it.
         """
-        config = type(self.config)(**{**self.config.to_dict(), "image_size": image_size})
-        embeddings = self.base_model.embeddings
+        grid_size = copy_config(self.config, image_size=image_size).grid_size
+        embeddings: Any = self.base_model.embeddings
         positions = embeddings.position_embeddings
         with torch.no_grad():
-            table = interpolate_position_table(positions, embeddings.grid_size, config.grid_size)
-        embeddings.position_embeddings = nn.Parameter(table, requires_grad=positions.requires_grad)
-        embeddings.grid_size = config.grid_size
+            table = interpolate_position_table(positions, embeddings.grid_size, grid_size)
+        is_learned = isinstance(positions, nn.Parameter)
+        embeddings.position_embeddings = nn.Parameter(table, positions.requires_grad) if is_learned else table
+        embeddings.grid_size = grid_size
         embeddings.patch_embeddings.image_size = to_pair(image_size)
         self.config.image_size = image_size
 
@@ -91,7 +124,7 @@ class CrateEncoderMixin:
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch_size, num_patches + 1, hidden_size)`, cls token
-            first, and `pooler_output` `(batch_size, hidden_size)`, the cls token.
+            first, and `pooler_output` `(batch_size, hidden_size)`, see `config.pooling`.
 
         Raises:
             ValueError: If channels or image size do not fit the model.
@@ -99,7 +132,8 @@ class CrateEncoderMixin:
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        pooled = pool(hidden_states, self.config.pooling)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 class CrateClassifierMixin:
@@ -133,8 +167,7 @@ class CrateClassifierMixin:
         outputs: BaseModelOutputWithPooling = self.base_model(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
-        tokens = cast(torch.Tensor, outputs.last_hidden_state)
-        logits = self.classifier(tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1))
+        logits = self.classifier(outputs.pooler_output)
         loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -153,28 +186,38 @@ class CrateBackboneMixin(BackboneMixin):
     def forward(
         self: Any,
         pixel_values: torch.Tensor,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BackboneOutput:
         r"""Return the feature maps of the stages in `config.out_features`; nothing is masked.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Images as [`CrateMaeImageProcessor`] prepares them.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Images of any size, otherwise as [`CrateMaeImageProcessor`] prepares them. What does not fill a patch,
+                at the bottom and on the right, is left out.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `True`):
                 Whether to interpolate the positions, for images of another size than the model was made for.
 
         Returns:
             [`BackboneOutput`]: `feature_maps`, one per stage, `(batch_size, hidden_size, rows, columns)`.
 
         Raises:
-            ValueError: If channels or image size do not fit the model.
+            ValueError: If the channels do not fit the model, or the images are smaller than a patch.
         """
+        patches = self.embeddings.patch_embeddings
+        grid_size = rows, columns = patches.grid_size(pixel_values)
+        if interpolate_pos_encoding:
+            patch_height, patch_width = patches.patch_size
+            if min(grid_size) < 1:
+                raise ValueError(
+                    f"`pixel_values` must have the height and width of a patch, {patches.patch_size}, or more, got "
+                    f"{tuple(pixel_values.shape[2:])}."
+                )
+            pixel_values = pixel_values[..., : rows * patch_height, : columns * patch_width]
         # The encoder's forward, which comes behind the mixin.
         outputs = cast(Any, super(BackboneMixin, self)).forward(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
-        grid_size = self.embeddings.patch_embeddings.grid_size(pixel_values)
         feature_maps = []
         for stage, hidden_states in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage in self.out_features:

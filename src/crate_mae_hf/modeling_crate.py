@@ -16,7 +16,6 @@ from .crate_heads import (
     CrateClassifierMixin,
     CrateEncoderMixin,
     CrateEncoderPreTrainedModel,
-    CrateLearnedPositionsMixin,
 )
 from .crate_layers import CrateISTA, CrateLayer, drop_path_schedule
 from .crate_patches import CrateEmbeddings, CratePatchGrid
@@ -41,7 +40,7 @@ class CratePatchEmbeddings(CratePatchGrid):
         return self.layernorm_after(self.projection(self.layernorm_before(patches)))
 
 
-class CratePreTrainedModel(CrateLearnedPositionsMixin, CrateEncoderPreTrainedModel):
+class CratePreTrainedModel(CrateEncoderPreTrainedModel):
     """Initialisation, loading and saving, shared by the CRATE models."""
 
     config: CrateConfig

@@ -16,13 +16,12 @@ from .crate_heads import (
     CrateClassifierMixin,
     CrateEncoderMixin,
     CrateEncoderPreTrainedModel,
-    CrateLearnedPositionsMixin,
 )
 from .crate_layers import CrateAlphaISTA, CrateAlphaLayer, CrateMSSA, drop_path_schedule
 from .crate_patches import CrateEmbeddings, CratePatchProjection
 
 
-class CrateAlphaPreTrainedModel(CrateLearnedPositionsMixin, CrateEncoderPreTrainedModel):
+class CrateAlphaPreTrainedModel(CrateEncoderPreTrainedModel):
     """Initialisation, loading and saving, shared by the CRATE-alpha models."""
 
     config: CrateAlphaConfig

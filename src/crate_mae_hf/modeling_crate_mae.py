@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedImageModelingOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_crate import to_pair
 from .configuration_crate_mae import CrateMaeConfig
-from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel
+from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel, pool
 from .crate_layers import CrateISTA, CrateLayer, CrateMSSA, drop_path_schedule
 from .crate_ops import apply_norm, normed_product
 from .crate_patches import CratePatchGrid, CratePatchProjection, interpolate_position_table, sincos_position_table
@@ -54,6 +54,22 @@ class CrateMaeForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def to_bool_mask(bool_masked_pos: torch.Tensor | None) -> torch.BoolTensor | None:
+    """Return a mask as booleans; one of integers, zeros and ones, is as good.
+
+    Raises:
+        ValueError: If it is of other numbers.
+    """
+    if bool_masked_pos is None or bool_masked_pos.dtype == torch.bool:
+        return cast(torch.BoolTensor | None, bool_masked_pos)
+    if bool_masked_pos.is_floating_point() or not ((bool_masked_pos == 0) | (bool_masked_pos == 1)).all():
+        raise ValueError(
+            "`bool_masked_pos` must be a boolean tensor, or one of integers that are 0 or 1, True where a patch is "
+            f"masked; got {bool_masked_pos.dtype} from {bool_masked_pos.min()} to {bool_masked_pos.max()}."
+        )
+    return cast(torch.BoolTensor, bool_masked_pos.bool())
+
+
 class CrateMaeEmbeddings(nn.Module):
     """Patch embeddings with mask tokens in place, the cls token in front, and positions added once.
 
@@ -82,10 +98,10 @@ class CrateMaeEmbeddings(nn.Module):
         if bool_masked_pos is None:
             # Nothing is masked, yet the mask token stays in the graph: DistributedDataParallel wants every gradient.
             bool_masked_pos = embeddings.new_zeros(batch_size, num_patches, dtype=torch.bool)
-        elif bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != (batch_size, num_patches):
+        elif bool_masked_pos.shape != (batch_size, num_patches):
             raise ValueError(
-                f"`bool_masked_pos` must be a boolean tensor of shape {(batch_size, num_patches)}, True where a patch "
-                f"is masked; got {bool_masked_pos.dtype} of shape {tuple(bool_masked_pos.shape)}."
+                f"`bool_masked_pos` must be of shape {(batch_size, num_patches)}, True where a patch is masked; got "
+                f"{tuple(bool_masked_pos.shape)}."
             )
         embeddings = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token, embeddings)
         embeddings = torch.cat([self.cls_token.expand(batch_size, -1, -1), embeddings], dim=1)
@@ -189,14 +205,14 @@ class CrateMaeModel(CrateMaePreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Images as [`CrateMaeImageProcessor`] prepares them.
             bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
-                True where a patch is masked, row by row over the patch grid. Masked patches keep their place as mask
-                tokens, so the number of tokens never changes.
+                True where a patch is masked, row by row over the patch grid; ones and zeros do as well. Masked patches
+                keep their place as mask tokens, so the number of tokens never changes.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to interpolate the positions, for images of another size than the model was made for.
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch_size, num_patches + 1, hidden_size)`, cls token
-            first, and `pooler_output` `(batch_size, hidden_size)`, the cls token.
+            first, and `pooler_output` `(batch_size, hidden_size)`, see `config.pooling`.
 
         Raises:
             ValueError: If channels, image size or mask do not fit the model.
@@ -213,11 +229,12 @@ class CrateMaeModel(CrateMaePreTrainedModel):
         [1, 197, 384]
         ```
         """
-        hidden_states = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+        hidden_states = self.embeddings(pixel_values, to_bool_mask(bool_masked_pos), interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        pooled = pool(hidden_states, self.config.pooling)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 class CrateMaeForPreTraining(CrateMaePreTrainedModel):
@@ -402,7 +419,7 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
                 )
             bool_masked_pos = self.sample_mask(noise)
         else:
-            noise = None
+            bool_masked_pos, noise = cast(torch.BoolTensor, to_bool_mask(bool_masked_pos)), None
         outputs: BaseModelOutputWithPooling = self.crate_mae(
             pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs
         )
@@ -431,6 +448,49 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         )
 
 
+class CrateMaeForMaskedImageModeling(CrateMaeForPreTraining):
+    """The masked autoencoder as `AutoModelForMaskedImageModeling` has it: masks come from outside, images go back."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedImageModelingOutput:
+        r"""Encode images, of which patches may be masked, and predict all pixels.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Images as [`CrateMaeImageProcessor`] prepares them.
+            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
+                True or 1 where a patch is masked; nothing is when left out.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to interpolate the positions, for images of another size than the model was made for.
+
+        Returns:
+            [`MaskedImageModelingOutput`]: `reconstruction`, images of the shape of `pixel_values`, whose patches are
+            normalised where `config.norm_pix_loss` says so; and `loss` where there is a mask, as
+            [`CrateMaeForPreTraining`] has it.
+
+        Raises:
+            ValueError: If channels, image size or mask do not fit the model.
+        """
+        mask = bool_masked_pos
+        if mask is None:
+            rows, columns = self.patch_grid.grid_size(pixel_values)
+            mask = cast(torch.BoolTensor, pixel_values.new_zeros(len(pixel_values), rows * columns, dtype=torch.bool))
+        outputs = super().forward(pixel_values, mask, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        reconstruction = self.unpatchify(outputs.logits, (pixel_values.shape[2], pixel_values.shape[3]))
+        return MaskedImageModelingOutput(
+            loss=None if bool_masked_pos is None else outputs.loss,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
 class CrateMaeForImageClassification(CrateClassifierMixin, CrateMaePreTrainedModel):
     """The encoder with a linear classifier on the mean of the patch tokens, or on the cls token (`config.pooling`)."""
 
@@ -451,6 +511,7 @@ class CrateMaeBackbone(CrateBackboneMixin, CrateMaeModel):
 __all__ = [
     "CrateMaeBackbone",
     "CrateMaeForImageClassification",
+    "CrateMaeForMaskedImageModeling",
     "CrateMaeForPreTraining",
     "CrateMaeForPreTrainingOutput",
     "CrateMaeModel",

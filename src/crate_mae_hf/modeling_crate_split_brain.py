@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_crate_split_brain import CrateSplitBrainConfig
-from .crate_heads import CrateBackboneMixin, CrateClassifierMixin
+from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, pool
 from .crate_layers import CrateDropPath, CrateISTA, CrateLayer, CrateMSSA, drop_path_schedule
 from .crate_patches import CratePatchGrid, interpolate_position_table, sincos_position_table
 from .modeling_crate_mae import CrateMaePreTrainedModel
@@ -256,8 +256,8 @@ class CrateSplitBrainModel(CrateSplitBrainPreTrainedModel):
 
         Returns:
             [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch_size, num_patches + 1, hidden_size)`, cls token
-            first, and `pooler_output` `(batch_size, hidden_size)`, the cls token. The first half of a token is of
-            lightness, the second half of colour.
+            first, and `pooler_output` `(batch_size, hidden_size)`, see `config.pooling`. The first half of a token is
+            of lightness, the second half of colour.
 
         Raises:
             ValueError: If channels or image size do not fit the model.
@@ -279,7 +279,8 @@ class CrateSplitBrainModel(CrateSplitBrainPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        pooled = pool(hidden_states, self.config.pooling)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 class CrateSplitBrainForPreTraining(CrateSplitBrainPreTrainedModel):

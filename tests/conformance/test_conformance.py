@@ -21,6 +21,7 @@ from crate_mae_hf.registry import MODELS
 TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
     "AutoModelForPreTraining": "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+    "AutoModelForMaskedImageModeling": "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES",
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "AutoBackbone": "MODEL_FOR_BACKBONE_MAPPING_NAMES",
 }

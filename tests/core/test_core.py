@@ -41,7 +41,7 @@ def test_the_first_snippet_of_the_readme(tmp_path, monkeypatch, capsys):
     (snippet,) = snippets("README.md", "First look")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
-    assert capsys.readouterr().out == "torch.Size([8, 384]) torch.Size([8, 384])\n"
+    assert capsys.readouterr().out == "torch.Size([8, 384]) torch.Size([8, 17, 384])\n"
     with PIL.Image.open("reconstruction.png") as picture:
         # Test images above, what the model saw of them in the middle, its answer below: closer to the images.
         original, masked, answer = np.split(np.asarray(picture, dtype=np.float32), 3)

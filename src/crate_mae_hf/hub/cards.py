@@ -29,6 +29,7 @@ NO_METRIC = re.compile(r"(epochs?|steps?|samples|runtime|seconds?|total_flos)$")
 # Kinds of models, by the end of the class's name: settings that the card shows beside the encoder's, where there are.
 KINDS = {
     "ForPreTraining": ("decoder_num_hidden_layers", "mask_ratio", "norm_pix_loss", "prediction", "target_grid_size"),
+    "ForMaskedImageModeling": ("decoder_num_hidden_layers", "norm_pix_loss"),
     "ForImageClassification": ("pooling", "num_labels"),
     "": (),
 }
