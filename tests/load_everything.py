@@ -29,6 +29,9 @@ def load_everything(folder: str, **kwargs) -> dict[str, object]:
     results: dict[str, object] = {"config": config.to_diff_dict()}
     processor = transformers.AutoImageProcessor.from_pretrained(folder, **kwargs)
     pixel_values = results["pixel_values"] = processor(IMAGE, return_tensors="pt").pixel_values
+    for backend in ("pil", "torchvision"):
+        chosen = transformers.AutoImageProcessor.from_pretrained(folder, backend=backend, **kwargs)
+        results[f"{backend} class"] = type(chosen).__name__
     for name in model_classes(config):
         torch.manual_seed(0)
         model = getattr(transformers, name).from_pretrained(folder, **kwargs)

@@ -311,6 +311,19 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
                 settings[name] = [0.5] * config.num_channels
         return cls(**settings)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, and in a saved `auto_map` both image processors, Pillow's first.
+
+        Transformers itself would name the class that is saved, whatever `backend` asks for when it is loaded.
+        """
+        settings = super().to_dict()
+        auto_map = settings.get("auto_map", {})
+        module, _, name = str(auto_map.get("AutoImageProcessor")).rpartition(".")
+        if name in __all__:  # and not one of the user's own
+            both = [f"{module}.{each}" for each in reversed(__all__)]
+            settings["auto_map"] = {**auto_map, "AutoImageProcessor": both}
+        return settings
+
     def _validate_preprocess_kwargs(
         self,
         *args: Any,

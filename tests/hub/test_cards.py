@@ -28,6 +28,8 @@ def test_card_of_every_model(row, auto_class, tmp_path):
     ):
         assert text in card.text, text
     assert "{" not in card.text.replace(row.citation, "")
+    kind = "classifier" if auto_class == "AutoModelForImageClassification" else "The encoder of"
+    assert ("pre-trained without labels" if "Pre" in auto_class or "Masked" in auto_class else kind) in card.text
 
 
 def test_card_of_a_pre_trained_model(pretrained):

@@ -69,7 +69,17 @@ def test_auto_map_is_complete_and_true(row, tmp_path):
     for auto_class, reference in saved.items():
         assert getattr(crate_mae_hf, reference.split(".")[1])._auto_class == auto_class
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"]
-    assert saved == {"AutoImageProcessor": f"image_processing_crate_mae.{CrateMaeImageProcessor.__name__}"}
+    names = ("CrateMaeImageProcessorPil", "CrateMaeImageProcessor")
+    assert saved == {"AutoImageProcessor": [f"image_processing_crate_mae.{name}" for name in names]}
+
+
+def test_an_image_processor_of_the_user_keeps_its_entry(tmp_path):
+    class Mine(CrateMaeImageProcessor):
+        pass
+
+    processor = Mine()
+    processor.auto_map = {"AutoImageProcessor": "processing_mine.Mine"}
+    assert processor.to_dict()["auto_map"] == processor.auto_map
 
 
 def test_a_derived_model_points_into_its_own_folder(pretrained, tmp_path):

@@ -6,7 +6,7 @@ from transformers import ResNetConfig, ViTConfig, ViTImageProcessor
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor
 from crate_mae_hf.data.augmentation import AugmentationArguments
 from crate_mae_hf.training.arguments import ModelArguments
-from crate_mae_hf.training.models import build_image_processor, config_changes
+from crate_mae_hf.training.models import build_image_processor, config_changes, load_config
 
 
 @dataclass
@@ -31,6 +31,11 @@ def test_the_configuration_that_is_named_wins_over_the_checkpoint():
     assert ModelArguments().config_source is None
     assert ModelArguments(model_name_or_path="model").config_source == "model"
     assert ModelArguments(model_name_or_path="model", config_name="config").config_source == "config"
+
+
+def test_a_configuration_is_no_source_of_weights(pretrained):
+    assert load_config(ModelArguments(config_name=str(pretrained))).name_or_path == ""
+    assert load_config(Arguments(model_name_or_path=str(pretrained))).name_or_path == str(pretrained)
 
 
 def test_which_image_processor(config, tmp_path):

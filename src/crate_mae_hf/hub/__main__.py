@@ -23,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", help="for the card: id of the training data on the Hub")
     parser.add_argument("--data", help="for the card: the training data in words")
     parser.add_argument("--license", help="for the card: licence of the weights, as the Hub names it")
+    parser.add_argument("--base_model", help="for the card: id on the Hub of the model that the training started from")
     options = parser.parse_args(arguments)
-    card = {name: value for name in ("dataset", "data", "license") if (value := getattr(options, name)) is not None}
+    names = ("dataset", "data", "license", "base_model")
+    card = {name: value for name in names if (value := getattr(options, name)) is not None}
     with clear_errors():
         print(push_folder(options.folder, options.repo_id, private=options.private, card=card))
 

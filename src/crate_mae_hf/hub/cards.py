@@ -92,6 +92,7 @@ def create_model_card(
     dataset: str | None = None,
     data: str | None = None,
     license: str | None = None,
+    base_model: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> ModelCard:
@@ -104,6 +105,7 @@ def create_model_card(
         dataset: Id of the training data on the Hub.
         data: What the model was trained on, in words.
         license: Licence of the weights, as the Hub names it.
+        base_model: Id on the Hub of the model that the training started from.
         recipe: Settings of the training run by name. Steps, epochs and batch size are read off `trainer_state.json`.
         metrics: Measured values by name; read off `all_results.json` and `metrics.json` when left out. All are shown,
             but the metadata's results of the model leave out groups, such as comparisons with baselines, and what was
@@ -143,6 +145,7 @@ def create_model_card(
         pipeline_tag=pipeline_tag,
         tags=[*row.tags, "white-box", "vision"],
         datasets=[dataset] if dataset else None,
+        base_model=base_model,
         model_name=title,
         eval_results=eval_results or None,
     )
@@ -167,6 +170,7 @@ def create_model_card(
         model_id=model_id,
         has_code="auto_map" in read_json(folder / "config.json"),
         model=describe_model(config, architecture, kind),
+        base_model=base_model,
         data=" ".join(filter(None, (link, data))),
         recipe={**read_description(folder), **(recipe or {}), **trained},
         results=measured,

@@ -31,7 +31,8 @@ def check_folder(folder: str | Path) -> None:
     # The image processor's code brings that of all models along, and its file does not load without them.
     for name in ("config.json", "preprocessor_config.json"):
         auto_map = read_json(folder / name).get("auto_map", {})
-        references += auto_map.values()
+        for reference in auto_map.values():
+            references += [reference] if isinstance(reference, str) else reference
         if not auto_map:
             missing.append(f"an `auto_map` in {name}" if (folder / name).is_file() else name)
     missing += [name for name in find_code(folder, references) if not (folder / name).is_file()]

@@ -48,6 +48,8 @@ def load_config(args: ModelArguments, **changes: Any) -> Any:
     config = load(AutoConfig, str(args.config_source), argument, **args.hub_access(), **changes)
     if hasattr(config, "validate"):
         config.validate()  # Transformers sets changes without looking at them together
+    if args.model_name_or_path is None:
+        config.name_or_path = ""  # the model's weights do not come from there
     return config
 
 

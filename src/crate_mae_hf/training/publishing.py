@@ -39,9 +39,12 @@ def push_run(trainer: Trainer, data_args: ImageArguments, settings: Sequence[str
         return
     if not trainer.is_world_process_zero():
         return
+    # Where it was loaded from; nothing for a new one.
+    source = str(getattr(model, "name_or_path", ""))
     create_model_card(
         folder,
         model_id=trainer.hub_model_id,
+        base_model=source if source and not Path(source).exists() else None,
         dataset=data_args.hub_dataset,
         data=data_args.data_folders,
         recipe={name: getattr(args, name) for name in (*RECIPE, *settings)},
