@@ -27,7 +27,8 @@ def check_folder(folder: str | Path) -> None:
     """
     folder = Path(folder)
     read_config(folder)
-    missing, references = [], []
+    missing: list[str] = []
+    references: list[str] = []
     # The image processor's code brings that of all models along, and its file does not load without them.
     for name in ("config.json", "preprocessor_config.json"):
         auto_map = read_json(folder / name).get("auto_map", {})
