@@ -57,7 +57,7 @@ CAVEATS = """\
   with two augmented views of each image, and about as many CPU seconds.
 - Masked errors are each at the model's own mask ratio, and so not to be compared with one another.
 - Settings of pre-training were chosen on 10,000 other training images (`examples/data/hold_out.py --others`), mostly by
-  short runs with one seed: some 40 tries for the CRATE-MAE, 20 for the ViTMAE, 13 for ViC-MAE (docs/experiments.md). C
+  short runs with one seed: some 40 tries for the CRATE-MAE, 20 for the ViTMAE, 10 for ViC-MAE (docs/experiments.md). C
   of a linear probe is chosen on a fifth of its labels. The recipes of the second table were chosen on test images, that
   of CRATE-alpha by four tries on other training images; the ViT has CRATE's.
 - Few labels are drawn by the seed, of each class alike; k-NN has all labels.
