@@ -2,6 +2,7 @@ import pytest
 import torch
 from official_mlo_mae import MASKING_NAMES, expected_weights, official_vit, pick, read_reference
 from official_vic_mae import SMALL_VIT_MAE
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForPreTraining
@@ -17,10 +18,10 @@ CRATE_MAE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4
 def build(model_type: str, **settings) -> MloMae:
     torch.manual_seed(0)
     if model_type == "crate_mae":
-        config = CrateMaeConfig(**CRATE_MAE, norm_pix_loss=True, attn_implementation="eager")
+        config = CrateMaeConfig(**CRATE_MAE, norm_pix_loss=True)
         autoencoder = CrateMaeForPreTraining(config)
     else:
-        config = ViTMAEConfig(**SMALL_VIT_MAE, norm_pix_loss=True, attn_implementation="eager")
+        config = ViTMAEConfig(**SMALL_VIT_MAE, norm_pix_loss=True)
         autoencoder = ViTMAEForPreTraining(config)
         fill_vit_mae(autoencoder)
     return MloMae(autoencoder, 3, **{"mask_hidden_size": 12, "head_dropout": 0.0, **settings})
@@ -150,7 +151,7 @@ def test_a_whole_cycle_and_its_hypergradient(freeze_ranking):
 
 
 def exact_gradient(objective: MloMae, images: dict, finetuning: dict, validation: dict) -> torch.Tensor:
-    """The hypergradient by second derivatives."""
+    """The hypergradient by second derivatives, which the other implementations of attention do not have."""
     groups = (objective.autoencoder, objective.head, objective.masking)
     encoder, head, mask = ([p for p in group.parameters() if p.requires_grad] for group in groups)
 
@@ -169,14 +170,20 @@ def exact_gradient(objective: MloMae, images: dict, finetuning: dict, validation
 
 
 @both
+@sdpa_kernel(SDPBackend.MATH)
 def test_the_hypergradient_is_close_to_the_exact_one(model_type):
+    """As close as the step is short: at 0.01, ReLUs of CRATE-MAE's sparse steps that change sides make it 13 % off."""
     objective = build(model_type, freeze_ranking=True).double()
     batches = [draw(6, seed) for seed in (1, 2, 3)]
-    batches = [{**batch, "pixel_values": batch["pixel_values"].double()} for batch in batches]
-    images = {"pixel_values": batches[0]["pixel_values"]}
-    gradients, _ = objective.mask_gradient(images, *batches[1:], alpha=1e-3)
-    exact = exact_gradient(objective, images, *batches[1:])
-    assert (flat(gradients) - exact).norm() < 1e-3 * exact.norm()
+    images, *others = ({**batch, "pixel_values": batch["pixel_values"].double()} for batch in batches)
+    del images["labels"]
+    model = objective.autoencoder
+    if model_type == "crate_mae":  # whose errors are in float32
+        targets = model.patch_targets(images["pixel_values"]).double()
+        model.patch_errors = lambda pixel_values, logits: (logits - targets).pow(2).mean(dim=-1)
+    gradients, _ = objective.mask_gradient(images, *others, alpha=1e-4)
+    exact = exact_gradient(objective, images, *others)
+    assert (flat(gradients) - exact).norm() < 1e-4 * exact.norm()
 
 
 @both
