@@ -213,9 +213,10 @@ class MloMaeTrainer(ObjectiveTrainer):
         path = Path(checkpoint) / LEVELS
         saved = torch.load(path, map_location=self.args.device, weights_only=True) if os.path.isfile(path) else {}
         if saved.keys() != self.levels.keys():
+            theirs, ours = (", ".join(levels) or "nothing" for levels in (saved, self.levels))
             raise ValueError(
-                f"`resume_from_checkpoint`: beside the autoencoder {checkpoint} has {', '.join(saved) or 'nothing'}, and "
-                f"this run trains {', '.join(self.levels) or 'nothing'}: `masks` must be the same."
+                f"`resume_from_checkpoint`: beside the autoencoder {checkpoint} has {theirs}, and this run trains {ours}: "
+                "`masks` must be the same."
             )
         for name, level in self.levels.items():
             level.load_state_dict(saved[name])
