@@ -8,8 +8,8 @@
     python examples/run_mlo_mae.py examples/recipes/mlo_mae_cifar10.yaml --output_dir outputs/mlo_mae
     python examples/run_mlo_mae.py RECIPE.yaml --train_dir TRAIN --validation_dir TEST --model_type vit_mae
 
-Arguments come as flags, or as a JSON or YAML file followed by flags that win over it; without a file, that of the
-bundled Fashion-MNIST sample. `TRAIN` and `TEST` are folders with one subfolder per class. What a run leaves is an
+Arguments come as flags, or as a JSON or YAML file followed by flags that win over it; where neither a file nor images
+are named, the file is that of the bundled Fashion-MNIST sample. `TRAIN` and `TEST` are folders with one subfolder per class. What a run leaves is an
 ordinary checkpoint of the autoencoder, which every other script takes, and `masking.safetensors` beside it. One
 process, one device.
 """
@@ -113,10 +113,13 @@ def train(
 
 def main() -> None:
     """Read the command line and train."""
-    has_recipe = len(sys.argv) > 1 and sys.argv[1].endswith((".json", ".yaml", ".yml"))
+    argv = sys.argv[1:]
+    named = {argument.split("=")[0] for argument in argv} & {"--dataset_name", "--train_dir"}
+    if not named and not (argv and argv[0].endswith((".json", ".yaml", ".yml"))):
+        argv.insert(0, str(RECIPE))
     model_args, objective_args, data_args, augmentation_args, training_args = parse_arguments(
         (AutoencoderArguments, MloMaeArguments, LabelledDataArguments, AugmentationArguments, MloMaeTrainingArguments),
-        sys.argv[1:] if has_recipe else [str(RECIPE), *sys.argv[1:]],
+        argv,
     )
     logging.set_verbosity(training_args.get_process_log_level())
     with open_run(training_args) as checkpoint:

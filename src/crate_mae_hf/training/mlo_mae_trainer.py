@@ -215,8 +215,8 @@ class MloMaeTrainer(ObjectiveTrainer):
         if saved.keys() != self.levels.keys():
             theirs, ours = (", ".join(levels) or "nothing" for levels in (saved, self.levels))
             raise ValueError(
-                f"`resume_from_checkpoint`: beside the autoencoder {checkpoint} has {theirs}, and this run trains {ours}: "
-                "`masks` must be the same."
+                f"`resume_from_checkpoint`: beside the autoencoder {checkpoint} has {theirs}, and this run trains "
+                f"{ours}: `masks` must be the same."
             )
         for name, level in self.levels.items():
             level.load_state_dict(saved[name])
