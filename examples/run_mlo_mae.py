@@ -9,9 +9,9 @@
     python examples/run_mlo_mae.py RECIPE.yaml --train_dir TRAIN --validation_dir TEST --model_type vit_mae
 
 Arguments come as flags, or as a JSON or YAML file followed by flags that win over it; where neither a file nor images
-are named, the file is that of the bundled Fashion-MNIST sample. `TRAIN` and `TEST` are folders with one subfolder per class. What a run leaves is an
-ordinary checkpoint of the autoencoder, which every other script takes, and `masking.safetensors` beside it. One
-process, one device.
+are named, the file is that of the bundled Fashion-MNIST sample. `TRAIN` and `TEST` are folders with one subfolder per
+class. What a run leaves is an ordinary checkpoint of the autoencoder, which every other script takes, and
+`masking.safetensors` beside it. One process, one device.
 """
 
 import sys
