@@ -65,13 +65,13 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
     return resident_memory("VmHWM") - before
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure in turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model_size", choices=list(CrateMaeConfig.sizes), default="tiny")
     for name, value in {"image_size": 224, "patch_size": 16, "batch_size": 8, "rounds": 3, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {name: pool.apply(peak_memory, (name, args)) for name in (PLAIN, CYCLE)}
     keep_freed_memory()
