@@ -92,7 +92,7 @@ def train(
     )
     objective = MloMae(autoencoder, len(images.class_names), **settings)
     count = sum(weight.numel() for weight in objective.masking.parameters())
-    logger.info(f"The masking network has {count:,} parameters, the autoencoder {autoencoder.num_parameters():,}.")
+    logger.warning(f"The masking network has {count:,} parameters, the autoencoder {autoencoder.num_parameters():,}.")
 
     # Training. The learning rate of level I grows with the batch where a base rate is given.
     training_args.scale_learning_rate()

@@ -79,7 +79,8 @@ class MloMaeTrainer(ObjectiveTrainer):
 
     Args:
         model: The objective.
-        *args: As Trainer has them.
+        args: As Trainer has them.
+        *others: As Trainer has them.
         finetune_dataset: Labelled images for level II, by (epoch, index), see `SeededDataset`.
         validation_dataset: The same for level III.
         head_learning_rate: Learning rate of level II.
@@ -93,21 +94,22 @@ class MloMaeTrainer(ObjectiveTrainer):
     def __init__(
         self,
         model: MloMae,
-        *args: Any,
+        args: TrainingArguments,
+        *others: Any,
         finetune_dataset: Dataset | None = None,
         validation_dataset: Dataset | None = None,
         head_learning_rate: float = 1e-3,
         mask_learning_rate: float = 1e-3,
         **kwargs: Any,
     ):
-        check_arguments(kwargs["args"] if "args" in kwargs else args[0])
+        check_arguments(args)
         if dtypes := {str(weight.dtype) for weight in model.parameters() if weight.dtype.itemsize < 4}:
             raise ValueError(
                 f"MLO-MAE takes small differences: its weights must be in float32, got {', '.join(dtypes)}."
             )
         model.head.requires_grad_(False)  # Trainer's optimizer and the clipping of its gradients are of level I
         model.masking.requires_grad_(False)
-        super().__init__(model, *args, **kwargs)
+        super().__init__(model, args, *others, **kwargs)
         self.datasets = {"head": finetune_dataset, "masking": validation_dataset}
         self.learning_rates = {"head": head_learning_rate, "masking": mask_learning_rate}
         self.levels: dict[str, Level] = {}
