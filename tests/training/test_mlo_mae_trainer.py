@@ -274,7 +274,8 @@ def test_what_is_saved_is_the_autoencoder(train, tmp_path):
     assert torch.equal(masking.hidden.weight, trainer.model.masking.hidden.weight)
     card = str(create_model_card(folder))
     assert "| objective | [MLO-MAE](https://arxiv.org/abs/2402.18128)" in card
-    assert "| classes whose labels trained the masks | 3 |" in card
+    assert "pre-trained with the help of labels." in card
+    assert "| labels | of 3 classes, by which the masks were learned |" in card
 
 
 # Resuming

@@ -142,6 +142,7 @@ def create_model_card(
         eval_results=eval_results or None,
     )
 
+    objective = read_description(folder)
     state = read_json(folder / "trainer_state.json")
     names = {"global_step": "steps", "epoch": "epochs", "train_batch_size": "batch size per device"}
     trained = {name: state[key] for key, name in names.items() if state.get(key) is not None}
@@ -160,7 +161,8 @@ def create_model_card(
         has_code="auto_map" in read_json(folder / "config.json"),
         model=describe_model(config, architecture, kind),
         data=" ".join(filter(None, (link, data))),
-        recipe={**read_description(folder), **(recipe or {}), **trained},
+        uses_labels="labels" in objective,
+        recipe={**objective, **(recipe or {}), **trained},
         results=measured,
         format_value=format_value,
     )

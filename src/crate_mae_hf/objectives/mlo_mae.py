@@ -177,12 +177,13 @@ class MloMae(Objective):
         self.head = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Dropout(head_dropout), nn.Linear(width, num_labels))
 
     def describe(self) -> dict[str, str]:
-        settings = {
+        settings: dict[str, Any] = {
             "masks": self.masks,
             "noise on the scores": self.score_noise,
             "frozen ranking in differences": self.freeze_ranking,
-            "classes whose labels trained the masks": self.head[2].out_features if self.masks == "learned" else 0,
         }
+        if self.masks == "learned":
+            settings["labels"] = f"of {self.head[2].out_features} classes, by which the masks were learned"
         return {
             "objective": "[MLO-MAE](https://arxiv.org/abs/2402.18128) (Guo, Zhang and Xie, TMLR 2025)",
             **{name: str(value) for name, value in settings.items()},

@@ -46,7 +46,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Return what a model card says of the objective: "objective" and its paper, and the settings by name."""
+        """Return what a model card says of the objective: "objective" and its paper, and the settings by name.
+
+        "labels" says which were used; it is left out where none were.
+        """
 
     @property
     def config(self) -> PreTrainedConfig:
