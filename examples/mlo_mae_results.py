@@ -46,7 +46,7 @@ CAVEATS = f"""\
 - So short a training says nothing about a long one, and so small a model nothing about a ViT-Base.
 - No setting was tuned, for no row.
 - ± is the standard deviation over seeds. The 2,000 test images are the same for all seeds: one standard error of an
-  accuracy of 0.7 on them is 0.010, whatever the spread.
+  accuracy of 0.6 on them is 0.011, whatever the spread.
 - Entropy is that of masking at each position over batches of 250 test images, as a share of what it can be: 0 where all
   images have one mask.
 - CPU seconds are those of pre-training, on a busy machine.
