@@ -93,7 +93,7 @@ def test_what_a_run_leaves_is_an_ordinary_checkpoint(run, run_script, tmp_path, 
         card = str(create_model_card(out))
         assert "[MLO-MAE](https://arxiv.org/abs/2402.18128)" in card
         assert "pre-trained with the help of labels." in card
-    assert "| labels | of 2 classes, by which the masks were learned |" in card
+        assert "| labels | of 2 classes, by which the masks were learned |" in card
 
 
 def test_the_second_and_third_level_share_no_image(run, tmp_path, monkeypatch):
