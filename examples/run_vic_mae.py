@@ -15,30 +15,18 @@ checkpoint of the autoencoder, which every other script takes.
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from transformers import ViTMAEForPreTraining, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
-from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.cli import clear_errors, parse_arguments
 from crate_mae_hf.data.pairs import PairArguments, PairAugmentationArguments, load_pairs
 from crate_mae_hf.objectives.vic_mae import VicMae
-from crate_mae_hf.training.arguments import MaeModelArguments, MaeTrainingArguments
+from crate_mae_hf.training.arguments import AutoencoderArguments, MaeTrainingArguments
 from crate_mae_hf.training.contrastive_watch import ContrastiveWatch
-from crate_mae_hf.training.models import build_autoencoder, build_image_processor
+from crate_mae_hf.training.models import AUTOENCODERS, build_autoencoder, build_image_processor
 from crate_mae_hf.training.objective_trainer import ObjectiveTrainer
 from crate_mae_hf.training.output_folder import open_run
 from crate_mae_hf.training.run import run_trainer
-
-MODELS: dict[str, Any] = {"crate_mae": CrateMaeForPreTraining, "vit_mae": ViTMAEForPreTraining}
-
-
-@dataclass
-class VicMaeModelArguments(MaeModelArguments):
-    """Which autoencoder to train."""
-
-    model_type: str = field(
-        default="crate_mae", metadata={"help": "The kind of autoencoder to train.", "choices": list(MODELS)}
-    )
 
 
 @dataclass
@@ -76,7 +64,7 @@ def check_batches(pairs: Any, batch_size: int, argument: str) -> None:
 
 
 def train(
-    model_args: VicMaeModelArguments,
+    model_args: AutoencoderArguments,
     objective_args: VicMaeArguments,
     data_args: PairArguments,
     augmentation_args: PairAugmentationArguments,
@@ -85,7 +73,7 @@ def train(
 ) -> None:
     """Pre-train, evaluate, and save the autoencoder with its image processor to `output_dir`."""
     set_seed(training_args.seed)
-    autoencoder = build_autoencoder(model_args, MODELS[model_args.model_type])
+    autoencoder = build_autoencoder(model_args, AUTOENCODERS[model_args.model_type])
     objective = VicMae(autoencoder, **asdict(objective_args))
     processor = build_image_processor(model_args, autoencoder.config, augmentation_args)
 
@@ -117,7 +105,7 @@ def train(
 def main() -> None:
     """Read the command line and train."""
     model_args, objective_args, data_args, augmentation_args, training_args = parse_arguments(
-        (VicMaeModelArguments, VicMaeArguments, PairArguments, PairAugmentationArguments, VicMaeTrainingArguments)
+        (AutoencoderArguments, VicMaeArguments, PairArguments, PairAugmentationArguments, VicMaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
     if data_args.streaming and training_args.max_steps <= 0:

@@ -55,10 +55,10 @@ def rename(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
     return renamed
 
 
-def to_vit_mae(official: dict, tensors: dict[str, torch.Tensor]) -> ViTMAEForPreTraining:
+def to_vit_mae(official: dict, tensors: dict[str, torch.Tensor], prefix: str = "checkpoint.") -> ViTMAEForPreTraining:
     """A ViTMAE of Transformers with the weights of the official MAE."""
     config = ViTMAEConfig(
-        image_size=official["img_size"],
+        image_size=official.get("img_size", official.get("image_size")),
         patch_size=official["patch_size"],
         hidden_size=official["embed_dim"],
         num_hidden_layers=official["depth"],
@@ -73,5 +73,5 @@ def to_vit_mae(official: dict, tensors: dict[str, torch.Tensor]) -> ViTMAEForPre
         layer_norm_eps=official["layer_norm_eps"],
     )
     model = ViTMAEForPreTraining(config)
-    model.load_state_dict(rename(tensors, "checkpoint."))
+    model.load_state_dict(rename(tensors, prefix))
     return model

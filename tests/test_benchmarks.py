@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data, run, scaling
+from benchmarks import data, mlo_mae, run, scaling
 from benchmarks.literal import LiteralCrateMae
 from benchmarks.models import MODELS, Size, Step, build
 from crate_mae_hf import CrateMaeForPreTraining
@@ -154,3 +154,11 @@ def test_data(capsys):
     small = ["--hidden_size", "48", "--num_layers", "1", "--image_size", "32", "--patch_size", "8"]
     data.main([*small, "--num_images", "8", "--batch_size", "4", "--num_workers", "0", "--photo_size", "64", "80"])
     assert "input pipeline, 0 workers" in capsys.readouterr().out
+
+
+def test_mlo_mae(capsys):
+    small = ["--image_size", "32", "--patch_size", "8", "--batch_size", "2", "--rounds", "1"]
+    mlo_mae.main(small)
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    (_, plain, *_), (_, cycle, *_) = ([cell.strip() for cell in row[1:-1]] for row in rows)
+    assert float(cycle) > float(plain) > 0

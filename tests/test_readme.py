@@ -38,8 +38,16 @@ def test_snippet_of_a_conversion(tmp_path, monkeypatch, capsys):
 
 
 def test_snippet_of_an_objective():
-    (snippet,) = snippets("docs/objectives.md")
+    (snippet,) = snippets("docs/objectives.md", "ViC-MAE")
     scope: dict = {}
     exec(compile(snippet, "docs/objectives.md", "exec"), scope)
     assert scope["autoencoder"].crate_mae.layers[0].ista.dictionary.grad is not None
     assert scope["outputs"].chance.item() == pytest.approx(1.9459, abs=1e-4)
+
+
+def test_snippet_of_learned_masks():
+    (snippet,) = snippets("docs/objectives.md", "MLO-MAE")
+    scope: dict = {}
+    exec(compile(snippet, "docs/objectives.md", "exec"), scope)
+    assert [value.shape for value in scope["gradients"]] == [p.shape for p in scope["objective"].masking.parameters()]
+    assert scope["mask"].sum(dim=1).tolist() == [147] * 4

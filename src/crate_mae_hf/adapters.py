@@ -232,12 +232,26 @@ def key_name(model: PreTrainedModel) -> str:
 
 def run_encoder(
     model: PreTrainedModel, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
-) -> None:
-    """Run the encoder for what hooks see of it; nothing is masked unless it is said, also by ViTMAE.
+) -> torch.Tensor:
+    """Run the encoder, for its tokens and what hooks see of it; nothing is masked unless it is said, also by ViTMAE.
 
     Images of another size than the model's get interpolated positions.
+
+    Returns:
+        The last tokens, the cls token first, `(batch_size, N, d)`.
     """
-    _run(model, model.base_model, pixel_values, bool_masked_pos)
+    return _run(model, model.base_model, pixel_values, bool_masked_pos).last_hidden_state
+
+
+def patch_tokens(autoencoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the patch embeddings with their positions, before anything is masked, `(batch_size, L, d)`.
+
+    Args:
+        autoencoder: [`CrateMaeForPreTraining`], or `ViTMAEForPreTraining` of Transformers.
+        pixel_values: Images of shape `(batch_size, num_channels, height, width)`, of the model's size.
+    """
+    embeddings = cast(Any, autoencoder.base_model).embeddings
+    return embeddings.patch_embeddings(pixel_values) + embeddings.position_embeddings[:, 1:]
 
 
 def predict_patches(model: PreTrainedModel, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,20 @@ def test_to_display_undoes_the_normalisation():
     assert figures.to_display(torch.tensor([[[[9.0, -9.0]]]]), [0.5], [0.1]).tolist() == [[[[1, 0]]]]
 
 
+def test_mask_grid():
+    images = torch.rand(3, 1, 8, 8)
+    masks = torch.tensor([[1, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 1], [1, 0, 1, 0]])
+    figure = figures.mask_grid(images, masks, (2, 2))
+    drawn = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    assert np.allclose(drawn[3], [[1, 0], [0.5, 0.5]])
+    masked = torch.from_numpy(np.asarray(drawn[4]))
+    assert (masked[:4, :4] == 0.5).all()
+    assert torch.equal(masked[:4, 4:], images[0, 0, :4, 4:])
+    assert "50% of the patches" in caption(figure)
+    assert "0.00 to 1.00" in caption(figure)
+    assert_nothing_is_cut_off(figure)
+
+
 def test_reconstruction_grid(model, pixel_values):
     masks = random_masks(2, 16, 0.75)
     reconstruction = reconstruct(model, pixel_values, masks)

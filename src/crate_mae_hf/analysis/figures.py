@@ -122,6 +122,32 @@ def color_grid(pictures: Mapping[str, torch.Tensor]) -> Figure:
     return figure
 
 
+def mask_grid(images: torch.Tensor, masks: torch.Tensor, grid_size: tuple[int, int]) -> Figure:
+    """Draw images above the same images masked, and how often each position is masked over all masks.
+
+    Args:
+        images: In [0, 1], `(num_images, num_channels, height, width)`, see `to_display`.
+        masks: 1 where a patch is masked, `(num_masks, rows * columns)`; the first ones are those of the images.
+        grid_size: Number of patches as (rows, columns).
+    """
+    patches = masks[: len(images)].float().unflatten(1, grid_size).unsqueeze(1)
+    pixel_mask = torch.nn.functional.interpolate(patches, size=images.shape[2:], mode="nearest").bool()
+    frequency = masks.float().mean(dim=0)
+    figure, axes = _image_axes(
+        2,
+        len(images) + 1,
+        f"Measured: masks, {masks.float().mean():.0%} of the patches. On the right: share of {len(masks)} images in "
+        f"which a position is masked, {frequency.min():.2f} to {frequency.max():.2f}.",
+    )
+    for column, (image, masked) in enumerate(zip(images, torch.where(pixel_mask, 0.5, images), strict=True)):
+        _show(axes[0, column], image)
+        _show(axes[1, column], masked)
+    axes[0, -1].set_title("masked share", fontsize=8)
+    drawn = axes[0, -1].imshow(frequency.unflatten(0, grid_size).numpy(), cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes[1, -1], location="top", fraction=0.9, ticks=[0, 0.5, 1])
+    return figure
+
+
 def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Figure:
     """Draw one row per image: the image, and how much its cls token attends to each patch, head by head.
 

@@ -130,8 +130,16 @@ def limit(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> data
     return dataset.shuffle(seed=seed).select(range(max_samples))
 
 
-def hold_out(dataset: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def hold_out(
+    dataset: datasets.Dataset, share: float, seed: int, argument: str = "train_val_split"
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split images in two, with the same share of each class.
+
+    Args:
+        dataset: Images with classes in the column "label".
+        share: Share of the second part.
+        seed: Decides which images these are.
+        argument: Name of the share in errors.
 
     Raises:
         ValueError: If a class or the share is too small for that.
@@ -139,11 +147,11 @@ def hold_out(dataset: datasets.Dataset, share: float, seed: int) -> tuple[datase
     count, label = min((count, label) for label, count in Counter(dataset["label"][:]).items())
     if count < 2:
         name = dataset.features["label"].int2str(label)
-        raise ValueError(f"`train_val_split`: none of class {name!r} can be held out, there is one image of it.")
+        raise ValueError(f"`{argument}`: none of class {name!r} can be held out, there is one image of it.")
     try:
         parts = dataset.train_test_split(share, seed=seed, stratify_by_column="label")
     except ValueError as error:
-        raise ValueError(f"`train_val_split` {share} of {len(dataset)} images: {error}.") from error
+        raise ValueError(f"`{argument}` {share} of {len(dataset)} images: {error}.") from error
     return parts["train"], parts["test"]
 
 

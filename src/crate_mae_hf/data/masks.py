@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..configuration_crate import to_pair
+from ..configuration_crate import patch_grid_size, to_pair
 from ..configuration_crate_mae import CrateMaeConfig
 from .images import (
     DataArguments,
@@ -45,7 +45,8 @@ class MaskingDataset(SeededDataset):
         seed: int,
     ):
         super().__init__(records, transform, to_pair(config.patch_size), seed)
-        self.num_patches = config.grid_size[0] * config.grid_size[1]
+        rows, columns = patch_grid_size(config.image_size, config.patch_size)  # which a ViTMAE's configuration has too
+        self.num_patches = rows * columns
 
     def build_item(self, pixel_values: torch.Tensor, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"pixel_values": pixel_values, "noise": torch.rand(self.num_patches)}

@@ -61,8 +61,10 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.make_item(self.records[index], f"number {index}", int(self.epoch), index)
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """Return an item by its index in this epoch, or by (epoch, index), as [`EndlessBatches`] has it."""
+        epoch, index = index if isinstance(index, tuple) else (int(self.epoch), index)
+        return self.make_item(self.records[index], f"number {index}", epoch, index)
 
     def make_item(self, record: Mapping[str, Any], where: str, *position: int) -> dict[str, Any]:
         """Return the item of one image.
@@ -79,6 +81,33 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
     def read(self, record: Mapping[str, Any], where: str) -> torch.Tensor:
         """Decode and transform one image; may draw from PyTorch's default generator."""
         return self.transform(decode(record["image"], self.min_size, where, self.needs_color))
+
+
+class EndlessBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """Batches without an end, of (epoch, index): each epoch has its own order, a function of the seed.
+
+    All batches are of one size: the images that are left over at the end of an epoch are left out of it.
+
+    Args:
+        num_items: Number of images.
+        batch_size: Images per batch; all of them where there are fewer.
+        seed: Two runs with the same seed see the same batches.
+        start: Number of the first batch.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int, start: int = 0):
+        self.num_items = num_items
+        self.batch_size = min(batch_size, num_items)
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first, place = divmod(self.start, self.num_items // self.batch_size)
+        for epoch in itertools.count(first):
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_items).tolist()
+            for begin in range(place * self.batch_size, self.num_items - self.batch_size + 1, self.batch_size):
+                yield [(epoch, index) for index in order[begin : begin + self.batch_size]]
+            place = 0
 
 
 class SeededStream(torch.utils.data.IterableDataset):

@@ -151,6 +151,7 @@ def create_model_card(
     )
 
     picture = next((name for name in PICTURES if (folder / name).is_file()), None)
+    objective = read_description(folder)
     state = read_json(folder / "trainer_state.json")
     names = {"global_step": "steps", "epoch": "epochs", "train_batch_size": "batch size per device"}
     trained = {name: state[key] for key, name in names.items() if state.get(key) is not None}
@@ -172,7 +173,8 @@ def create_model_card(
         model=describe_model(config, architecture, kind),
         base_model=base_model,
         data=" ".join(filter(None, (link, data))),
-        recipe={**read_description(folder), **(recipe or {}), **trained},
+        uses_labels="labels" in objective,
+        recipe={**objective, **(recipe or {}), **trained},
         results=measured,
         format_value=format_value,
     )

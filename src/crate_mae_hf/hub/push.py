@@ -8,12 +8,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
 from ..loading import find_damaged_weights
+from ..objectives.mlo_mae import MASKING
 from ..objectives.objective import FILE as OBJECTIVE
 from ..registry import find_code
 from .cards import create_model_card, read_config, read_json
 
 # What a Trainer leaves in its folder and nobody loads; among it every pickle.
-NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*", OBJECTIVE]
+NOT_PUSHED = ["checkpoint-*", "runs/*", "*.bin", "*.pt", "*.pth", "_*", "masks/*", OBJECTIVE, MASKING]
 
 
 def check_folder(folder: str | Path) -> None:

@@ -28,12 +28,14 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         progress: Share of the training that is over, which the Trainer sets; 1 outside of training.
+        elsewhere: How the names of weights begin that have files of their own.
 
     Raises:
         ValueError: If the model has no decoder.
     """
 
     progress: torch.Tensor
+    elsewhere: tuple[str, ...] = (PREFIX,)
 
     def __init__(self, autoencoder: PreTrainedModel):
         super().__init__()
@@ -44,7 +46,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Return what a model card says of the objective: "objective" and its paper, and the settings by name."""
+        """Return what a model card says of the objective: "objective" and its paper, and the settings by name.
+
+        "labels" says which were used; it is left out where none were.
+        """
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -59,11 +64,13 @@ class Objective(nn.Module, ABC):
         """The same, as Transformers called it before 5.23."""
         self.autoencoder.gradient_checkpointing_enable(*args, **kwargs)
 
+    def _rest(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(self.elsewhere)}
+
     def save_rest(self, folder: str | Path) -> None:
         """Write everything but the autoencoder to a folder, with what `describe` says in the file's metadata."""
-        rest = {name: value for name, value in self.state_dict().items() if not name.startswith(PREFIX)}
         # One entry: several would be written in any order.
-        save_file(rest, Path(folder) / FILE, metadata={"description": json.dumps(self.describe())})
+        save_file(self._rest(), Path(folder) / FILE, metadata={"description": json.dumps(self.describe())})
 
     def load_rest(self, folder: str | Path) -> None:
         """Read what `save_rest` wrote.
@@ -75,7 +82,7 @@ class Objective(nn.Module, ABC):
         if not path.is_file():
             raise ValueError(f"There is no {FILE} in {folder}: it is none of a run with an objective.")
         rest = load_file(path)
-        expected = {name: value.shape for name, value in self.state_dict().items() if not name.startswith(PREFIX)}
+        expected = {name: value.shape for name, value in self._rest().items()}
         if {name: value.shape for name, value in rest.items()} != expected:
             raise ValueError(f"{path} is not that of this {type(self).__name__}: it has other weights or sizes.")
         self.load_state_dict(rest, strict=False)

@@ -84,6 +84,15 @@ class MaeModelArguments(SizedModelArguments):
 
 
 @dataclass
+class AutoencoderArguments(MaeModelArguments):
+    """Which autoencoder to train."""
+
+    model_type: str = field(
+        default="crate_mae", metadata={"help": "The kind of autoencoder to train.", "choices": ["crate_mae", "vit_mae"]}
+    )
+
+
+@dataclass
 class MaeTrainingArguments(ScriptTrainingArguments):
     """Training arguments that fit a model of which every parameter gets a gradient."""
 

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
 
 from ..adapters import fill_vit_mae, freeze_positions
 from ..cli import parse_overrides
@@ -11,9 +18,13 @@ from ..configuration_crate_mae import CrateMaeConfig
 from ..data.augmentation import AugmentationArguments
 from ..image_processing_crate_mae import CrateMaeImageProcessor
 from ..loading import load, load_model
+from ..modeling_crate_mae import CrateMaeForPreTraining
 from .arguments import ModelArguments, SizedModelArguments
 
 Autoencoder = TypeVar("Autoencoder", bound=PreTrainedModel)
+
+# Autoencoders that objectives train, by their `model_type`.
+AUTOENCODERS: dict[str, Any] = {"crate_mae": CrateMaeForPreTraining, "vit_mae": ViTMAEForPreTraining}
 
 
 def config_changes(

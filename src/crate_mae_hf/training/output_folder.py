@@ -85,7 +85,7 @@ def find_checkpoint(args: ScriptTrainingArguments) -> Path | None:
         return checkpoint
     begun = {LOCK, OWNER, PREVIOUS}
     if word == "auto":  # nor is what an interrupted run without a complete checkpoint leaves a result
-        begun |= {"runs", *(path.name for path in list_checkpoints(output_dir).values())}
+        begun |= {"runs", "masks", *(path.name for path in list_checkpoints(output_dir).values())}
     if any(path.name not in begun for path in output_dir.iterdir()):
         ways = "choose another folder."
         if word != "auto":
