@@ -75,8 +75,8 @@ def test_attributes_are_true_principal_components(nodes, features, components):
 
 def test_components_without_variance_are_left_out():
     data = Data(x=torch.randn(20, 2) @ torch.randn(2, 9))
-    assert attribute_target(data, 0.9999999).shape == (20, 2)
-    with pytest.raises(ValueError, match="`components` must be a share below 1, or from 1 to 2 components, got 3"):
+    assert attribute_target(data, 1.0).shape == (20, 2)
+    with pytest.raises(ValueError, match=r"`components` must be a share up to 1.0, or from 1 to 2 components, got 3"):
         attribute_target(data, 3)
 
 

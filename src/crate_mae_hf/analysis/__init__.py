@@ -9,7 +9,7 @@ from .coding_rate import (
     subspace_coding_rate,
     subspace_coherence,
 )
-from .layers import LayerReport, layer_report
+from .layers import LayerReport, layer_report, observe_layers
 from .pca import PcaMaps, patch_codes, pca_maps
 from .reconstruction import Reconstruction, random_masks, reconstruct, reconstruct_whole
 
@@ -21,6 +21,7 @@ __all__ = [
     "coding_rate",
     "layer_report",
     "nonzero_share",
+    "observe_layers",
     "orthogonality_defect",
     "patch_codes",
     "pca_maps",

@@ -11,6 +11,8 @@ with warnings.catch_warnings():
         message = 'Graphs need PyTorch Geometric: pip install "crate-mae-hf[graphs]".'
         raise ModuleNotFoundError(message, name=error.name) from error
 
+from torch_geometric.data import Data
+
 from .encoders import CrateGraphConfig, CrateGraphEncoder, GraphAttentionConfig, GraphAttentionEncoder
 from .giga_mae import GigaMae, GigaMaeOutput, GraphMasks, draw_masks, semi_loss
 from .targets import attribute_target, node2vec_target, topology_target
@@ -18,6 +20,7 @@ from .targets import attribute_target, node2vec_target, topology_target
 __all__ = [
     "CrateGraphConfig",
     "CrateGraphEncoder",
+    "Data",
     "GigaMae",
     "GigaMaeOutput",
     "GraphAttentionConfig",

@@ -51,7 +51,7 @@ def attribute_target(data: Data, components: int | float) -> torch.Tensor:
 
     Args:
         data: The graph.
-        components: How many, or, below 1, the share of the variance that they have to explain.
+        components: How many, or, as a float up to 1.0, the share of the variance that they have to explain.
 
     Returns:
         E, `(N, d)`; components without variance are left out.
@@ -63,13 +63,13 @@ def attribute_target(data: Data, components: int | float) -> torch.Tensor:
     left, singular, _ = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False)
     variance = singular.square()
     number = int((variance > variance.sum() * 1e-12).sum())
-    if isinstance(components, float) and 0 < components < 1:
+    if isinstance(components, float) and 0 < components <= 1:
         shares = variance.cumsum(0) / variance.sum()
         number = min(number, int((shares < components).sum()) + 1)
     elif components == int(components) and 1 <= components <= number:
         number = int(components)
     else:
-        raise ValueError(f"`components` must be a share below 1, or from 1 to {number} components, got {components}.")
+        raise ValueError(f"`components` must be a share up to 1.0, or from 1 to {number} components, got {components}.")
     return _fix_signs(left[:, :number] * len(features) ** 0.5).to(data.x.dtype)
 
 
