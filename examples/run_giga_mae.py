@@ -63,8 +63,8 @@ class GraphArguments:
     graph: str = field(
         default="sbm",
         metadata={
-            "help": '"karate", "sbm" (a stochastic block model that the seed draws), "planetoid:" with Cora, CiteSeer '
-            "or PubMed, or a folder with edges.csv, features.csv and labels.csv."
+            "help": "karate, sbm (a stochastic block model that the seed draws), planetoid:Cora, amazon:Photo or "
+            "another that PyTorch Geometric downloads, or a folder with edges.csv, features.csv and labels.csv."
         },
     )
     cache_dir: str = field(default=".cache/graphs", metadata={"help": "Where downloaded graphs are kept."})

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
-from torch_geometric.datasets import KarateClub, Planetoid
+from torch_geometric.datasets import KarateClub
 from torch_geometric.utils import homophily
 
-from crate_mae_hf.graphs.data import block_model, check_graph, check_size, load_graph
+from crate_mae_hf.graphs.data import COLLECTIONS, block_model, check_graph, check_size, load_graph
 
 
 @pytest.fixture
@@ -80,20 +80,21 @@ def test_a_file_that_is_missing_is_named(karate, tmp_path):
         load_graph(str(tmp_path / "graph"), "unused")
 
 
-@pytest.mark.parametrize("name", ["planetoid:Corra", "nowhere", ""])
+@pytest.mark.parametrize("name", ["planetoid:Corra", "planetoid:", "amazon:Cora", "nowhere", ""])
 def test_a_graph_that_is_not_there_is_said(name):
-    with pytest.raises(
-        ValueError, match='"karate", "sbm", "planetoid:" with Cora, CiteSeer or PubMed, or a folder, got'
-    ):
+    with pytest.raises(ValueError, match=f"must be karate, sbm, a folder or one of planetoid:Cora, .*got '{name}'"):
         load_graph(name, "unused")
 
 
-def test_planetoid_graphs_are_taken_from_where_they_are_kept(monkeypatch, karate, tmp_path):
+def test_downloaded_graphs_are_taken_from_where_they_are_kept(monkeypatch, karate, tmp_path):
     seen = []
-    monkeypatch.setattr(Planetoid, "__init__", lambda self, root, name: seen.append((root, name)))
-    monkeypatch.setattr(Planetoid, "__getitem__", lambda self, index: karate)
-    assert load_graph("planetoid:Cora", tmp_path) is karate
-    assert seen == [(str(tmp_path), "Cora")]
+    for collection, (_, members) in COLLECTIONS.items():
+        kept = (lambda root, name, collection=collection: [seen.append((root, collection, name)) or karate], members)
+        monkeypatch.setitem(COLLECTIONS, collection, kept)
+        for name in members:
+            assert load_graph(f"{collection}:{name}", tmp_path) is karate
+    assert (str(tmp_path), "amazon", "Photo") in seen
+    assert len(seen) == 7
 
 
 # What a graph has to be

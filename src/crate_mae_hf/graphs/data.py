@@ -1,16 +1,22 @@
 """Graphs: where they come from, and what a graph has to be."""
 
-import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch_geometric.data import Data
-from torch_geometric.datasets import KarateClub, Planetoid
+from torch_geometric.datasets import Amazon, Coauthor, KarateClub, Planetoid
 from torch_geometric.utils import coalesce, contains_self_loops, is_undirected, to_undirected
 
 # Bytes that training takes for each pair of nodes at its peak, and those of making the topology's embedding.
 BYTES_PER_PAIR = 64
+# What PyTorch Geometric downloads: collection -> its class and the graphs in it.
+COLLECTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "planetoid": (Planetoid, ("Cora", "CiteSeer", "PubMed")),
+    "amazon": (Amazon, ("Computers", "Photo")),
+    "coauthor": (Coauthor, ("CS", "Physics")),
+}
 
 
 def check_size(num_nodes: int, memory_limit: float) -> None:
@@ -145,22 +151,25 @@ def load_graph(name: str, cache_dir: str | Path, seed: int = 0) -> Data:
     """Load a graph by its name.
 
     Args:
-        name: `"karate"` (Zachary's karate club, 34 nodes), `"sbm"` (see [`block_model`]), `"planetoid:Cora"`,
-            `":CiteSeer"` or `":PubMed"` (downloaded), or a folder, see [`read_folder`].
+        name: `"karate"` (Zachary's karate club, 34 nodes), `"sbm"` (see [`block_model`]), a collection and a graph of
+            it as `"planetoid:Cora"` (downloaded, see `COLLECTIONS`), or a folder, see [`read_folder`].
         cache_dir: Where downloaded graphs are kept.
         seed: Draws the block model.
 
     Raises:
-        ValueError: If there is no such graph.
+        ValueError: If there is no such graph, or it cannot be downloaded.
     """
     if name == "karate":
         return KarateClub()[0]
     if name == "sbm":
         return block_model(seed=seed)
-    if match := re.fullmatch(r"planetoid:(Cora|CiteSeer|PubMed)", name):
-        return Planetoid(str(cache_dir), match[1])[0]
+    collection, _, member = name.partition(":")
+    dataset_class, members = COLLECTIONS.get(collection, (None, ()))
+    if member in members:
+        return dataset_class(str(cache_dir), member)[0]
     if name and Path(name).is_dir():
         return read_folder(Path(name))
-    raise ValueError(
-        f'`graph` must be "karate", "sbm", "planetoid:" with Cora, CiteSeer or PubMed, or a folder, got {name!r}.'
+    known = ", ".join(
+        f"{collection}:{member}" for collection, (_, members) in COLLECTIONS.items() for member in members
     )
+    raise ValueError(f"`graph` must be karate, sbm, a folder or one of {known}, got {name!r}.")
