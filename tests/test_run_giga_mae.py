@@ -144,3 +144,16 @@ def test_recipes(run_script, tmp_path, name):
     recipe = EXAMPLES / "recipes" / name
     run_script(SCRIPT, recipe, *SHORT, "--epochs", 1, "--output_dir", tmp_path / "out", "--topology", "walks")
     assert read_metrics(tmp_path / "out")["results"][-1]["embeddings"] == "GiGaMAE"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [42, 1])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_it_learns_more_than_fresh_weights_and_than_each_of_its_targets_knows(run_script, tmp_path, encoder, seed):
+    """On a block model that the seed draws, by the recipe."""
+    recipe = EXAMPLES / "recipes" / f"giga_mae_sbm_{encoder}.yaml"
+    flags = ("--seed", seed, "--splits", 10, "--link_share", 0)
+    run_script(SCRIPT, recipe, *flags, "--output_dir", tmp_path / "out")
+    accuracy = {row["embeddings"]: row["accuracy"] for row in read_metrics(tmp_path / "out")["results"]}
+    for name in ("before training", "topology target", "attribute target"):
+        assert accuracy["GiGaMAE"] > accuracy[name] + 0.08, name

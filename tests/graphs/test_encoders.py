@@ -105,3 +105,16 @@ def test_what_a_configuration_refuses(config_class, settings, message):
 def test_a_type_is_held_to(kind):
     with pytest.raises(Exception, match="hidden_size"):
         KINDS[kind][0](hidden_size="wide")
+
+
+@torch.no_grad()
+def test_a_fresh_white_box_listens_to_its_neighbours():
+    """A token's score for itself is 1 on average, and what MSSA gives has the size that it is asked for."""
+    for heads in (2, 16):
+        config = CrateGraphConfig(num_features=64, hidden_size=64, num_attention_heads=heads, mssa_init_scale=2.0)
+        mssa = CrateGraphEncoder(config).layers[0].mssa
+        tokens = torch.randn(1, 500, 64)
+        codes = mssa.subspace_proj(tokens).unflatten(2, (heads, -1))
+        assert (codes.square().sum(dim=3) * mssa.scaling).mean() == pytest.approx(1.0, abs=0.1)
+        alone, _ = mssa(tokens, torch.eye(500, dtype=torch.bool)[None, None])
+        assert alone.square().mean() == pytest.approx(4.0, rel=0.15)

@@ -11,7 +11,7 @@ from torch_geometric.nn.dense.linear import Linear as GeometricLinear
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ..crate_layers import CrateISTA, CrateLayer
+from ..crate_layers import CrateISTA, CrateLayer, CrateMSSA
 
 
 class _GraphConfig(PreTrainedConfig):
@@ -85,6 +85,8 @@ class CrateGraphConfig(_GraphConfig):
             Step size eta of the sparsification step.
         ista_lambda (`float`, *optional*, defaults to 0.1):
             Sparsity weight lambda of the sparsification step.
+        mssa_init_scale (`float`, *optional*, defaults to 3.0):
+            How much a fresh layer takes over from a node's neighbours.
         layer_norm_eps (`float`, *optional*, defaults to 1e-05):
             Epsilon of the layer norms.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -103,6 +105,7 @@ class CrateGraphConfig(_GraphConfig):
     num_attention_heads: int = 4
     ista_step_size: float | int = 0.1
     ista_lambda: float | int = 0.1
+    mssa_init_scale: float | int = 3.0
     layer_norm_eps: float | int = 1e-5
     attention_probs_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.0
@@ -114,7 +117,7 @@ class CrateGraphConfig(_GraphConfig):
             raise ValueError(
                 f"`num_attention_heads` must divide `hidden_size` ({self.hidden_size}), got {self.num_attention_heads}."
             )
-        for name in ("ista_step_size", "layer_norm_eps"):
+        for name in ("ista_step_size", "mssa_init_scale", "layer_norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         if not self.ista_lambda >= 0:
@@ -181,6 +184,10 @@ class CrateGraphEncoder(PreTrainedModel):
     What it gives is as the last layer leaves it, sparse and not negative. Memory grows with N², the size of the mask:
     good for graphs of some thousand nodes.
 
+    In MSSA a token is more like itself than like any other, by |U_k n|² / sqrt(p) = sqrt(p) at the usual start, p = d / K
+    the width of a head. Among a whole image's tokens that is little; among a few neighbours a node would hear itself
+    alone. So U starts smaller by p^(1/4), where that is 1, and O larger by as much, times `mssa_init_scale`.
+
     Args:
         config: Sizes, eta, lambda and dropout.
     """
@@ -206,6 +213,11 @@ class CrateGraphEncoder(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, CrateMSSA):  # after its projections
+            gain = module.head_dim**-0.25
+            init.xavier_uniform_(module.subspace_proj.weight, gain)
+            if isinstance(module.o_proj, nn.Linear):
+                init.xavier_uniform_(module.o_proj.weight, self.config.mssa_init_scale / gain)
         elif isinstance(module, CrateISTA):
             init.kaiming_uniform_(module.dictionary)
         else:
