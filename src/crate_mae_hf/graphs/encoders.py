@@ -184,9 +184,9 @@ class CrateGraphEncoder(PreTrainedModel):
     What it gives is as the last layer leaves it, sparse and not negative. Memory grows with N², the size of the mask:
     good for graphs of some thousand nodes.
 
-    In MSSA a token is more like itself than like any other, by |U_k n|² / sqrt(p) = sqrt(p) at the usual start, p = d / K
-    the width of a head. Among a whole image's tokens that is little; among a few neighbours a node would hear itself
-    alone. So U starts smaller by p^(1/4), where that is 1, and O larger by as much, times `mssa_init_scale`.
+    In MSSA a token's score for itself is |U_k n|² / sqrt(p) = sqrt(p) at the usual start, p = d / K the width of a
+    head. Among all patches of an image that is little; among few neighbours a node would hear itself alone. So U starts
+    smaller by p^(1/4), where that score is 1, and O larger by as much, times `mssa_init_scale`.
 
     Args:
         config: Sizes, eta, lambda and dropout.
