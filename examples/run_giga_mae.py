@@ -203,9 +203,10 @@ class Run:
             fit(baseline, data, targets, **settings)
             embeddings["masked features"] = embed(baseline.encoder, data)
         weights = torch.tensor(self.objective_args.weights).view(3, 3).tolist()
-        sizes = [target.shape[1] for target in targets]
         set_seed(self.seed)
-        losses = fit(GigaMae(encoder, *sizes, self.objective_args.temperature, weights), data, targets, **settings)
+        topology_size, attribute_size = (target.shape[1] for target in targets)
+        objective = GigaMae(encoder, topology_size, attribute_size, self.objective_args.temperature, weights)
+        losses = fit(objective, data, targets, **settings)
         return encoder, {**embeddings, AFTER: embed(encoder, data)}, losses
 
 
