@@ -11,7 +11,7 @@ from torch_geometric.nn.dense.linear import Linear as GeometricLinear
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from ..crate_layers import CrateISTA, CrateLayer, CrateMSSA
+from ..crate_layers import CrateISTA, CrateLayer
 
 
 class _GraphConfig(PreTrainedConfig):
@@ -210,14 +210,14 @@ class CrateGraphEncoder(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            gain, scale = (self.config.hidden_size / self.config.num_attention_heads) ** -0.25, 1.0
+            if hasattr(module, "is_mssa_output"):
+                scale = self.config.mssa_init_scale / gain
+            elif module.bias is None:  # U of MSSA
+                scale = gain
+            init.xavier_uniform_(module.weight, scale)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, CrateMSSA):  # after its projections
-            gain = module.head_dim**-0.25
-            init.xavier_uniform_(module.subspace_proj.weight, gain)
-            if isinstance(module.o_proj, nn.Linear):
-                init.xavier_uniform_(module.o_proj.weight, self.config.mssa_init_scale / gain)
         elif isinstance(module, CrateISTA):
             init.kaiming_uniform_(module.dictionary)
         else:
