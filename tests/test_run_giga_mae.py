@@ -105,9 +105,9 @@ def test_a_folder_without_classes_is_measured_by_its_links_alone(run, tmp_path):
         (("--temperature", -1), "`temperature` must be positive, got -1.0"),
         (("--weights", 1, 2, 3), "`weights` must be nine"),
         (("--attribute_share", 0), r"`attribute_share` must lie in (0, 1], got 0.0"),
-        (("--topology_size", 99), "`size` must lie between 1 and the number of nodes (34), got 99"),
+        (("--topology_size", 99), "`topology_size` must lie between 1 and the number of nodes (34), got 99"),
         (("--train_share", 0.99), "`train_share` 0.99 leaves 33 of 34 nodes"),
-        (("--link_share", 0.001), "`share` 0.001 holds out 0 of 78 edges"),
+        (("--link_share", 0.001), "`link_share` 0.001 holds out 0 of 78 edges"),
         (("--config_overrides", "depth=3"), "`config_overrides` sets depth"),
         (("--config_overrides", "dropout=2.0"), "`dropout` must lie in [0, 1), got 2.0"),
     ],
@@ -142,7 +142,7 @@ def test_the_command_itself_says_one_line_of_what_is_wrong(tmp_path):
 def test_recipes(run_script, tmp_path, name):
     """On another graph and shortly."""
     recipe = EXAMPLES / "recipes" / name
-    run_script(SCRIPT, recipe, *SHORT, "--epochs", 1, "--output_dir", tmp_path / "out", "--topology", "walks")
+    run_script(SCRIPT, recipe, *SHORT, "--epochs", 1, "--topology_size", 8, "--output_dir", tmp_path / "out")
     assert read_metrics(tmp_path / "out")["results"][-1]["embeddings"] == "GiGaMAE"
 
 

@@ -78,7 +78,7 @@ def test_links_are_scored_by_the_angle_between_their_ends():
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 1.0])
 def test_no_edge_held_out_or_left_is_refused(karate, share):
-    with pytest.raises(ValueError, match=f"`share` {share} holds out"):
+    with pytest.raises(ValueError, match=f"`link_share` {share} holds out"):
         hold_out_edges(karate, share)
 
 

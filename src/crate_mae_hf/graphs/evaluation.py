@@ -86,12 +86,12 @@ def cluster_nodes(embeddings: torch.Tensor, labels: torch.Tensor, seed: int = 0)
     }
 
 
-def hold_out_edges(data: Data, share: float = 0.1, seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor]:
+def hold_out_edges(data: Data, link_share: float = 0.1, seed: int = 0) -> tuple[Data, torch.Tensor, torch.Tensor]:
     """Hold out edges, to be predicted by what is trained on the others; so this comes before targets are made.
 
     Args:
         data: An undirected graph.
-        share: Share of the edges to hold out.
+        link_share: Share of the edges to hold out.
         seed: Draws them, and as many pairs of nodes that no edge links.
 
     Returns:
@@ -101,9 +101,11 @@ def hold_out_edges(data: Data, share: float = 0.1, seed: int = 0) -> tuple[Data,
         ValueError: If no edge would be held out, or left, or there are not as many other pairs.
     """
     edges = data.edge_index[:, data.edge_index[0] < data.edge_index[1]]
-    number = round(share * edges.shape[1])
+    number = round(link_share * edges.shape[1])
     if not 1 <= number < edges.shape[1]:
-        raise ValueError(f"`share` {share} holds out {number} of {edges.shape[1]} edges: at least one, and not all.")
+        raise ValueError(
+            f"`link_share` {link_share} holds out {number} of {edges.shape[1]} edges: at least one, and not all."
+        )
     linked = torch.zeros(data.num_nodes, data.num_nodes, dtype=torch.bool)
     linked[edges[0], edges[1]] = True
     others = (~linked).triu(diagonal=1).nonzero().T

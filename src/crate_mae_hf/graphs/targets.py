@@ -6,7 +6,7 @@ from torch_geometric.nn import Node2Vec
 from torch_geometric.utils import to_dense_adj
 
 
-def topology_target(data: Data, size: int, steps: int = 10) -> torch.Tensor:
+def topology_target(data: Data, topology_size: int, steps: int = 10) -> torch.Tensor:
     r"""Embed nodes so that inner products say how much likelier than by chance a short walk links two of them.
 
         M = log max(1, vol / k (P + P² + ... + P^k) D^-1),   E = U_d |S_d|^1/2,   P = D^-1 A
@@ -17,17 +17,19 @@ def topology_target(data: Data, size: int, steps: int = 10) -> torch.Tensor:
 
     Args:
         data: An undirected graph.
-        size: Width d of an embedding.
+        topology_size: Width d of an embedding.
         steps: Length k of a walk.
 
     Returns:
         E, `(N, d)`, in the type of the features.
 
     Raises:
-        ValueError: If `size` is not between 1 and the number of nodes, or there are no steps.
+        ValueError: If `topology_size` is not between 1 and the number of nodes, or there are no steps.
     """
-    if not 1 <= size <= data.num_nodes:
-        raise ValueError(f"`size` must lie between 1 and the number of nodes ({data.num_nodes}), got {size}.")
+    if not 1 <= topology_size <= data.num_nodes:
+        raise ValueError(
+            f"`topology_size` must lie between 1 and the number of nodes ({data.num_nodes}), got {topology_size}."
+        )
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     adjacency = to_dense_adj(data.edge_index, max_num_nodes=data.num_nodes)[0].double()
@@ -40,7 +42,7 @@ def topology_target(data: Data, size: int, steps: int = 10) -> torch.Tensor:
         walks = walks + power
     similarities = (walks * (degrees.sum() / steps * inverse)).clamp(min=1).log()
     values, vectors = torch.linalg.eigh((similarities + similarities.T) / 2)  # symmetric but for rounding
-    largest = values.abs().argsort(descending=True)[:size]
+    largest = values.abs().argsort(descending=True)[:topology_size]
     return _fix_signs(vectors[:, largest] * values[largest].abs().sqrt()).to(data.x.dtype)
 
 
