@@ -50,6 +50,8 @@ ALSO_ALLOWED = {
     ("__init__", "pretrained"),  # which needs nothing, for `crate_mae_hf.pretrained.path`
     ("benchmarks", "benchmarks"),
 }
+# A wing that only commands import, whatever the rings say.
+APART = "graphs"
 # Files that travel to the Hub import each other and these.
 TRAVELLING = ("crate_", "configuration_", "modeling_", "image_processing_")
 DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "numpy", "PIL", "typing_extensions"}
@@ -119,7 +121,7 @@ def climbing_imports(sources: Mapping[str, str]) -> list[str]:
                 continue
             if any(matches(a, place) and matches(b, other) for a, b in ALSO_ALLOWED):
                 continue
-            if find_ring(other) >= find_ring(place):
+            if find_ring(other) >= find_ring(place) or (other == APART and find_ring(place) < 7):
                 found.append(f"{path} imports {other}")
     return found
 
@@ -149,6 +151,7 @@ def test_no_import_climbs():
         ("src/crate_mae_hf/data/images.py", "def f():\n    from ..analysis.pca import pca_maps"),
         ("src/crate_mae_hf/evaluation/probes.py", "import crate_mae_hf.training.trainer"),
         ("src/crate_mae_hf/hub/push.py", "from ..evaluation.probes import linear_probe"),
+        ("src/crate_mae_hf/evaluation/probes.py", "from ..graphs import GigaMae"),
         ("src/crate_mae_hf/training/run.py", "from examples import demo"),
         ("src/crate_mae_hf/training/run.py", "from crate_mae_hf.hub.__main__ import main"),
     ],

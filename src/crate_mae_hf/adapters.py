@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .configuration_crate import patch_grid_size, to_pair
 from .crate_patches import sincos_position_table
@@ -232,15 +233,12 @@ def key_name(model: PreTrainedModel) -> str:
 
 def run_encoder(
     model: PreTrainedModel, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Run the encoder, for its tokens and what hooks see of it; nothing is masked unless it is said, also by ViTMAE.
+) -> ModelOutput:
+    """Run the encoder, for its output and what hooks see of it; nothing is masked unless it is said, also by ViTMAE.
 
     Images of another size than the model's get interpolated positions.
-
-    Returns:
-        The last tokens, the cls token first, `(batch_size, N, d)`.
     """
-    return _run(model, model.base_model, pixel_values, bool_masked_pos).last_hidden_state
+    return _run(model, model.base_model, pixel_values, bool_masked_pos)
 
 
 def patch_tokens(autoencoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

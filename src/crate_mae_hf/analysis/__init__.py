@@ -10,7 +10,7 @@ from .coding_rate import (
     subspace_coherence,
 )
 from .colors import color_pictures, lab_to_rgb
-from .layers import LayerReport, layer_report
+from .layers import LayerReport, layer_report, observe_layers
 from .pca import PcaMaps, patch_codes, pca_maps
 from .reconstruction import Reconstruction, random_masks, reconstruct, reconstruct_whole
 
@@ -24,6 +24,7 @@ __all__ = [
     "lab_to_rgb",
     "layer_report",
     "nonzero_share",
+    "observe_layers",
     "orthogonality_defect",
     "patch_codes",
     "pca_maps",

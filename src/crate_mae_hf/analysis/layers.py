@@ -160,7 +160,38 @@ def layer_report(
                 run(model, pixel_values[start : start + batch_size], bool_masked_pos[start : start + batch_size])
             observer.measure_inversion()
         chunks.append(observer.measures)
-    measures = [
+    measures = _join(chunks, layers)
+    encoder, decoder_measures = measures[: len(encoder_layers)], measures[len(encoder_layers) :]
+    return LayerReport(
+        encoder=_stack(encoder, len(pixel_values)),
+        decoder=_stack(decoder_measures, len(pixel_values)),
+        rate_bound=_rate_bound(model, eps_squared),
+    )
+
+
+def observe_layers(model: PreTrainedModel, run: Callable[[], Any], eps_squared: float = 0.01) -> LayerReport:
+    """Measure CRATE's layers in an encoder of anything, while it is run once; otherwise as `layer_report`.
+
+    Args:
+        model: Its `layers` are [`CrateLayer`].
+        run: Runs the model, on one or more sets of tokens: as the report has it, images.
+        eps_squared: eps² of the coding rates.
+    """
+    layers = list(cast(Any, model).layers)
+    observer = _Observer(layers, [], eps_squared)
+    with inference(model), forward_hooks(observer.hooks()):
+        run()
+    encoder = _stack(_join([observer.measures], layers), len(observer.measures[0]["sparsity"]))
+    return LayerReport(encoder=encoder, decoder={}, rate_bound=_rate_bound(model, eps_squared))
+
+
+def _rate_bound(model: PreTrainedModel, eps_squared: float) -> float:
+    return model.config.hidden_size / 2 * math.log1p(1 / eps_squared)
+
+
+def _join(chunks: list[list[dict[str, list[float]]]], layers: list[Any]) -> list[Measures]:
+    """Join what was measured of each layer, image by image, with what its weights say."""
+    return [
         {
             name: torch.tensor([number for chunk in chunks for number in chunk[i][name]], dtype=torch.float64)
             for name in chunks[0][i]
@@ -168,12 +199,6 @@ def layer_report(
         | _weight_measures(layer)
         for i, layer in enumerate(layers)
     ]
-    encoder, decoder_measures = measures[: len(encoder_layers)], measures[len(encoder_layers) :]
-    return LayerReport(
-        encoder=_stack(encoder, len(pixel_values)),
-        decoder=_stack(decoder_measures, len(pixel_values)),
-        rate_bound=model.config.hidden_size / 2 * math.log1p(1 / eps_squared),
-    )
 
 
 def _stack(measures: list[Measures], num_images: int) -> dict[str, torch.Tensor]:

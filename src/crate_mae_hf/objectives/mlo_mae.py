@@ -236,7 +236,8 @@ class MloMae(Objective):
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return what the head sees of whole images: the encoder's cls token, `(batch_size, d)`."""
-        return run_encoder(self.autoencoder, pixel_values)[:, 0]
+        outputs: Any = run_encoder(self.autoencoder, pixel_values)
+        return outputs.last_hidden_state[:, 0]
 
     def head_loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy of the head, `(batch_size, d)` and `(batch_size,)` to one number."""
