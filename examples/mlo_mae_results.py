@@ -13,16 +13,14 @@ output folder. About three minutes per seed on one CPU core.
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
-from results import summarise
+from results import run_missing, summarise
 
 from crate_mae_hf.cli import clear_errors
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.tables import Row, markdown_table, text_table
-from crate_mae_hf.training.steps import run_script
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
@@ -94,15 +92,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/mlo_mae_results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     args = parser.parse_args()
-    run: dict[int, list[str]] = {}
-    for seed in args.seeds:
-        run[seed] = []
-        for result, (script, *flags) in commands(args.output_dir / f"seed_{seed}", seed).items():
-            run[seed].append(shlex.join(["python", f"examples/{script}", *map(str, flags)]))
-            if not result.exists():
-                print(f"\n{run[seed][-1]}", flush=True)
-                run_script(EXAMPLES / script, *flags)
-
+    run = {seed: run_missing(commands(args.output_dir / f"seed_{seed}", seed)) for seed in args.seeds}
     measured = {seed: read_seed(args.output_dir / f"seed_{seed}") for seed in args.seeds}
     table = summarise(list(measured.values()))
     about = f"Seeds {', '.join(map(str, args.seeds))}; test images of the bundled Fashion-MNIST sample.\n\n{CAVEATS}"

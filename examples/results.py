@@ -15,7 +15,7 @@ import argparse
 import json
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,21 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
     }
 
 
+def run_missing(steps: Mapping[Path, Sequence[Any]]) -> list[str]:
+    """Run the steps whose result is not there, and return the commands of all.
+
+    Args:
+        steps: Script and flags of each step by the file it leaves at its end.
+    """
+    run = []
+    for result, (script, *flags) in steps.items():
+        run.append(shlex.join(["python", f"examples/{script}", *map(str, flags)]))
+        if not result.exists():
+            print(f"\n{run[-1]}", flush=True)
+            run_script(EXAMPLES / script, *flags)
+    return run
+
+
 def read(path: Path, name: str) -> Any:
     """Return one value of a file that a step has left.
 
@@ -176,16 +191,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     args = parser.parse_args()
-    run: dict[int, list[str]] = {}
-    for seed in args.seeds:
-        run[seed] = []
-        for result, (script, *flags) in commands(args.output_dir / f"seed_{seed}", seed).items():
-            command = ["python", f"examples/{script}", *map(str, flags)]
-            run[seed].append(shlex.join(command))
-            if not result.exists():
-                print(f"\n{run[seed][-1]}", flush=True)
-                run_script(EXAMPLES / script, *flags)
-
+    run = {seed: run_missing(commands(args.output_dir / f"seed_{seed}", seed)) for seed in args.seeds}
     tables, measured = {}, {}
     for title, read_seed in (("Pre-trained encoders", read_encoders), ("Trained on the labels", read_classifiers)):
         measured[title] = {seed: read_seed(args.output_dir / f"seed_{seed}") for seed in args.seeds}

@@ -95,8 +95,7 @@ def main() -> None:
         (SplitBrainModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
-    if data_args.streaming and training_args.max_steps <= 0:
-        raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
+    training_args.check_length(data_args.streaming)
     with open_run(training_args) as checkpoint:
         train(model_args, data_args, augmentation_args, training_args, checkpoint)
 

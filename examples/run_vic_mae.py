@@ -108,8 +108,7 @@ def main() -> None:
         (AutoencoderArguments, VicMaeArguments, PairArguments, PairAugmentationArguments, VicMaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
-    if data_args.streaming and training_args.max_steps <= 0:
-        raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
+    training_args.check_length(data_args.streaming)
     with open_run(training_args) as checkpoint:
         train(model_args, objective_args, data_args, augmentation_args, training_args, checkpoint)
 

@@ -2,15 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from golden import read_golden
 from torch_geometric.data import Data
 
 from crate_mae_hf.graphs import GigaMae, GraphAttentionConfig, GraphAttentionEncoder, GraphMasks
 
-REFERENCE = Path(__file__).parent / "reference" / "giga_mae_micro.safetensors"
 # Names of the official code -> ours.
 NAMES = (
     (r"^conv", "encoder.conv"),
@@ -25,8 +23,8 @@ NAMES = (
 
 def read_reference() -> tuple[dict, dict[str, torch.Tensor]]:
     """The official settings and all tensors."""
-    with safe_open(REFERENCE, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = read_golden("giga_mae_micro")
+    return json.loads(metadata["config"]), tensors
 
 
 def rename(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

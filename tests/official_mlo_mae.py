@@ -1,16 +1,14 @@
 """The golden values of MLO-MAE, and its three-level problem that is small enough to write down."""
 
 import json
-from pathlib import Path
 
 import torch
+from golden import read_golden
 from official_vic_mae import rename, to_vit_mae
-from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
 from crate_mae_hf.objectives.mlo_mae import MloMae
 
-REFERENCE = Path(__file__).parent / "reference"
 # Names of the official masking network and head -> ours.
 MASKING_NAMES = {"first_hidden_layer.fc": "hidden", "output_layer": "output"}
 HEAD_NAMES = {"fc_norm": "0", "head": "2"}
@@ -20,9 +18,8 @@ Tensors = dict[str, torch.Tensor]
 
 def read_reference(name: str) -> tuple[dict, Tensors]:
     """The metadata, as far as it is JSON, and all tensors in float64; integers and masks stay as they are."""
-    with safe_open(REFERENCE / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = {key: json.loads(value) for key, value in file.metadata().items() if value[0] in "{["}
+    texts, tensors = read_golden(name)
+    metadata = {key: json.loads(value) for key, value in texts.items() if value[0] in "{["}
     return metadata, {key: value.double() if value.is_floating_point() else value for key, value in tensors.items()}
 
 

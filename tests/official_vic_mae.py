@@ -2,13 +2,10 @@
 
 import json
 import re
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from golden import read_golden
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-REFERENCE = Path(__file__).parent / "reference" / "vic_mae_micro.safetensors"
 
 # Settings of a small ViTMAE, with 16 patches of images of 32 x 32.
 SMALL_VIT_MAE = {
@@ -34,8 +31,8 @@ MAE_NAMES = (
 
 def read_reference() -> tuple[dict, dict[str, torch.Tensor]]:
     """The official settings and all tensors."""
-    with safe_open(REFERENCE, "pt") as file:
-        return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = read_golden("vic_mae_micro")
+    return json.loads(metadata["config"]), tensors
 
 
 def rename(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

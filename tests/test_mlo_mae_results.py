@@ -53,7 +53,11 @@ def test_a_finished_run_is_read_and_not_repeated(script, tmp_path, monkeypatch, 
     for seed, accuracy in ((1, 0.5), (2, 0.6)):
         write_seed(tmp_path / f"seed_{seed}", list(script["MODELS"]), accuracy)
     main = script["main"]
-    monkeypatch.setitem(main.__globals__, "run_script", lambda *args: pytest.fail("a finished step was repeated"))
+    monkeypatch.setitem(
+        main.__globals__["run_missing"].__globals__,
+        "run_script",
+        lambda *args: pytest.fail("a finished step was repeated"),
+    )
     monkeypatch.setattr("sys.argv", ["mlo_mae_results.py", "--output_dir", str(tmp_path), "--seeds", "1", "2"])
     main()
     results = json.loads((tmp_path / "results.json").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from golden import read_golden
 from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
 from crate_mae_hf import (
@@ -19,7 +19,6 @@ from crate_mae_hf import (
 from crate_mae_hf.conversion import CRATE, CRATE_ALPHA, CRATE_MAE, convert_checkpoint, convert_key, revert_checkpoint
 from crate_mae_hf.crate_layers import CrateMSSA
 
-REFERENCE = Path(__file__).parent / "reference"
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -27,9 +26,8 @@ class Reference:
     """A golden file, and the model with its weights, converted as a user converts them."""
 
     def __init__(self, name: str, folder: Path, attn_implementation: str):
-        with safe_open(REFERENCE / f"{name}.safetensors", framework="pt") as file:
-            official = json.loads(file.metadata()["config"])
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata, self.tensors = read_golden(name)
+        official = json.loads(metadata["config"])
         torch.save({"model": self.group("checkpoint")}, folder / "official.pth")
         convert_checkpoint(
             folder / "official.pth",
@@ -151,9 +149,8 @@ def test_reverse_gives_the_official_checkpoint_back(reference, tmp_path):
 
 def read_reference(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """Metadata and tensors of a golden file."""
-    with safe_open(REFERENCE / f"{name}.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return {name: json.loads(value) for name, value in file.metadata().items()}, tensors
+    metadata, tensors = read_golden(name)
+    return {name: json.loads(value) for name, value in metadata.items()}, tensors
 
 
 def test_crate_logits_loss_and_every_gradient(tmp_path, attn_implementation):

@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from runs import logged
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -66,11 +67,6 @@ def pretrained(tmp_path) -> Path:
 
 def results(folder: Path) -> dict[str, float]:
     return json.loads((folder / "all_results.json").read_text())
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [float(entry["loss"]) for entry in history if "loss" in entry]
 
 
 def test_training_from_scratch_and_using_the_result(run, tmp_path):
@@ -128,7 +124,7 @@ def test_resuming_gives_the_unbroken_run(run, tmp_path):
     flags += ["--mixup_alpha", "0.8"]
     run("whole", *flags)
     run("resumed", *flags, "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-5"))
-    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    assert logged(tmp_path / "resumed", "loss") == logged(tmp_path / "whole", "loss")
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -190,7 +186,7 @@ def test_two_processes_give_the_result_of_one(recipe, tmp_path):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-8000:]
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    one, two = logged(tmp_path / "one", "loss"), logged(tmp_path / "two", "loss")
     assert len(one) == 18
     assert two == pytest.approx(one, rel=2e-3)  # the log has four digits; sums are taken in another order
     measured = [results(tmp_path / name) for name in ("one", "two")]

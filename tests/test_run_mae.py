@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from runs import logged, write_noise
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
@@ -36,10 +37,8 @@ SETTINGS = {
 @pytest.fixture
 def recipe(tmp_path) -> Path:
     """A recipe for twenty small images."""
-    (tmp_path / "images").mkdir()
     for number in range(20):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.png")
+        write_noise(tmp_path / "images" / f"{number:02}.png", np.random.default_rng(number))
     settings = {**SETTINGS, "train_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -62,11 +61,6 @@ def launch(recipe, tmp_path):
         assert result.returncode == 0, result.stderr[-8000:]
 
     return launch
-
-
-def losses(folder: Path) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [float(entry["loss"]) for entry in history if "loss" in entry]
 
 
 def test_pre_training_from_a_folder_of_images(run, tmp_path):
@@ -117,7 +111,7 @@ def test_a_folder_wins_over_the_dataset_of_a_recipe(run_script, recipe, tmp_path
 
 def test_streaming(run, tmp_path):
     run("out", "--streaming", "true", "--max_steps", "3", "--max_eval_samples", "4", "--shuffle_buffer_size", "8")
-    assert len(losses(tmp_path / "out")) == 3
+    assert len(logged(tmp_path / "out", "loss")) == 3
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -129,7 +123,7 @@ def test_a_stream_resumes_to_the_same_weights(run, tmp_path, caplog, workers):
     for step in (2, 6, 9):
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
         run(f"from_{step}", *flags, "--resume_from_checkpoint", checkpoint)
-        assert losses(tmp_path / f"from_{step}") == losses(tmp_path / "whole")
+        assert logged(tmp_path / f"from_{step}", "loss") == logged(tmp_path / "whole", "loss")
         whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", f"from_{step}"))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert "the images and draws are not those" not in caplog.text
@@ -145,14 +139,14 @@ def test_a_run_that_was_overwritten_is_not_resumed(run, tmp_path):
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     assert (tmp_path / "out" / "_previous_runs" / "1" / "checkpoint-8" / "model.safetensors").read_bytes() == mine
     run("out", "--max_steps", "5", *saves, "--seed", "7", "--resume_from_checkpoint", "true")
-    assert len(losses(tmp_path / "out")) == 5
+    assert len(logged(tmp_path / "out", "loss")) == 5
 
 
 def test_a_run_goes_on_by_itself(run, tmp_path):
     flags = ["--save_strategy", "steps", "--save_steps", "2", "--resume_from_checkpoint", "auto"]
     run("out", "--max_steps", "4", *flags)
     run("out", "--max_steps", "6", *flags)
-    assert len(losses(tmp_path / "out")) == 6
+    assert len(logged(tmp_path / "out", "loss")) == 6
 
 
 def test_an_output_folder_that_cannot_be_used_is_noticed_at_the_start(run, tmp_path):
@@ -227,7 +221,7 @@ def test_a_killed_run_resumes_to_the_same_losses(launch, recipe, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "model.safetensors").exists(), "the run was over before the signal"
     launch("killed", *flags, "--resume_from_checkpoint", "true")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert logged(tmp_path / "killed", "loss") == logged(tmp_path / "whole", "loss")
     whole, resumed = (AutoModelForPreTraining.from_pretrained(tmp_path / name) for name in ("whole", "killed"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -254,7 +248,7 @@ def test_two_processes_give_the_losses_of_one(launch, tmp_path, launcher):
     flags = ["--train_val_split", "0.2", "--num_train_epochs", "4"]
     launch("one", *flags, "--per_device_train_batch_size", "4")
     launch("two", *flags, "--per_device_train_batch_size", "2", launcher=launchers[launcher])
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    one, two = logged(tmp_path / "one", "loss"), logged(tmp_path / "two", "loss")
     assert len(one) == 16
     assert two == pytest.approx(one, rel=1e-3)  # the log has four digits; sums are taken in another order
     results = [json.loads((tmp_path / name / "all_results.json").read_text())["eval_loss"] for name in ("one", "two")]

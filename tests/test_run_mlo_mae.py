@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import yaml
+from runs import logged, write_noise
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 from crate_mae_hf.adapters import patch_tokens
@@ -39,9 +39,7 @@ def recipe(tmp_path) -> Path:
     """A recipe for thirty small images in two classes."""
     generator = np.random.default_rng(0)
     for number in range(30):
-        folder = tmp_path / "images" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+        write_noise(tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png", generator)
     path = tmp_path / "recipe.yaml"
     settings = {**SETTINGS, "train_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
     path.write_text(yaml.safe_dump(settings))
@@ -51,11 +49,6 @@ def recipe(tmp_path) -> Path:
 @pytest.fixture
 def run(run_script, recipe, tmp_path):
     return lambda output, *flags: run_script(SCRIPT, recipe, "--output_dir", tmp_path / output, *flags)
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [float(entry[name]) for entry in history if name in entry]
 
 
 @pytest.mark.parametrize("model_type", ["crate_mae", "vit_mae"])

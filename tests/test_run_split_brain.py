@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from runs import write_noise
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from crate_mae_hf.cli import read_recipe
@@ -33,10 +34,8 @@ SETTINGS = {
 @pytest.fixture
 def recipe(tmp_path) -> Path:
     """A recipe for twenty small images."""
-    (tmp_path / "images").mkdir()
     for number in range(20):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.png")
+        write_noise(tmp_path / "images" / f"{number:02}.png", np.random.default_rng(number))
     settings = {**SETTINGS, "train_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import yaml
+from runs import logged, write_noise
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,13 +40,9 @@ def recipe(tmp_path) -> Path:
     """A recipe for twenty small images in two classes; five clips beside them."""
     generator = np.random.default_rng(0)
     for number in range(20):
-        folder = tmp_path / "images" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+        write_noise(tmp_path / "images" / "ab"[number % 2] / f"{number:02}.png", generator)
     for number in range(20):
-        folder = tmp_path / "clips" / str(number // 4)
-        folder.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+        write_noise(tmp_path / "clips" / str(number // 4) / f"{number:02}.png", generator)
     settings = {**SETTINGS, "train_dir": str(tmp_path / "images"), "cache_dir": str(tmp_path / "cache")}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(settings))
@@ -56,11 +52,6 @@ def recipe(tmp_path) -> Path:
 @pytest.fixture
 def run(run_script, recipe, tmp_path):
     return lambda output, *flags: run_script(SCRIPT, recipe, "--output_dir", tmp_path / output, *flags)
-
-
-def logged(folder: Path, name: str) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [float(entry[name]) for entry in history if name in entry]
 
 
 @pytest.mark.parametrize("model_type", ["crate_mae", "vit_mae"])

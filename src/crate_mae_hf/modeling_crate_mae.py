@@ -480,7 +480,8 @@ class CrateMaeForMaskedImageModeling(CrateMaeForPreTraining):
         mask = bool_masked_pos
         if mask is None:
             rows, columns = self.patch_grid.grid_size(pixel_values)
-            mask = cast(torch.BoolTensor, pixel_values.new_zeros(len(pixel_values), rows * columns, dtype=torch.bool))
+            shape = (pixel_values.shape[0], rows * columns)  # `len` would export one batch size
+            mask = cast(torch.BoolTensor, pixel_values.new_zeros(shape, dtype=torch.bool))
         outputs = super().forward(pixel_values, mask, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         reconstruction = self.unpatchify(outputs.logits, (pixel_values.shape[2], pixel_values.shape[3]))
         return MaskedImageModelingOutput(

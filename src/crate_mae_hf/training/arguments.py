@@ -58,6 +58,15 @@ class ScriptTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
         super().__post_init__()
 
+    def check_length(self, streaming: bool) -> None:
+        """Check that the length of the training is known.
+
+        Raises:
+            ValueError: If the images are streamed, and no number of steps is given.
+        """
+        if streaming and self.max_steps <= 0:
+            raise ValueError("`max_steps` is needed with `streaming`: the number of images is not known.")
+
     def scale_learning_rate(self) -> None:
         """Set `learning_rate` by `base_learning_rate`, where there is one, and the batch of all processes."""
         if self.base_learning_rate is not None:
