@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from scipy.ndimage import binary_fill_holes
 from sklearn.decomposition import PCA
 
 from crate_mae_hf import CrateMaeForPreTraining
@@ -16,7 +15,7 @@ from crate_mae_hf.analysis import (
     reconstruct_whole,
     upsample,
 )
-from crate_mae_hf.analysis.pca import fill_holes, principal_components
+from crate_mae_hf.analysis.pca import principal_components
 
 
 @pytest.mark.parametrize("name", ["model", "crate", "alpha", "vit_mae"])
@@ -135,13 +134,6 @@ def test_equal_codes_have_no_foreground():
     maps = pca_maps(torch.ones(2, 3, 3, 4))
     assert not maps.foreground.any()
     assert not maps.rgb.any()
-
-
-def test_fill_holes_against_scipy():
-    masks = torch.rand(30, 9, 11, generator=torch.Generator().manual_seed(0)) < 0.6
-    expected = torch.stack([torch.from_numpy(binary_fill_holes(mask.numpy())) for mask in masks])
-    assert not torch.equal(expected, masks)
-    assert torch.equal(fill_holes(masks), expected)
 
 
 def test_class_without_decoder_serves_the_maps(config, pixel_values):

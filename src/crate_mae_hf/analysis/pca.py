@@ -75,6 +75,8 @@ def pca_maps(codes: torch.Tensor) -> PcaMaps:
     Raises:
         ValueError: If the codes have another shape.
     """
+    from scipy.ndimage import binary_fill_holes
+
     if codes.ndim != 4 or not codes.numel():
         raise ValueError(f"`codes` must have shape (num_images, rows, columns, d), got {tuple(codes.shape)}.")
     components, explained = principal_components(codes.flatten(0, 2), 1)
@@ -84,7 +86,7 @@ def pca_maps(codes: torch.Tensor) -> PcaMaps:
     if first[:, border].mean() > first.mean():
         first = -first
     first = scale_to_unit(first.flatten()).view_as(first)
-    foreground = fill_holes(first > 0.5)
+    foreground = torch.stack([torch.from_numpy(binary_fill_holes(mask)) for mask in (first > 0.5).numpy()])
     rgb = torch.zeros(*codes.shape[:3], 3)
     if foreground.any():
         colours, _ = principal_components(codes[foreground], 3)
@@ -120,23 +122,3 @@ def scale_to_unit(values: torch.Tensor) -> torch.Tensor:
     """Scale each column to [0, 1]; a constant one becomes 0."""
     low, high = values.amin(dim=0), values.amax(dim=0)
     return (values - low) / (high - low).where(high > low, 1)
-
-
-def fill_holes(mask: torch.Tensor) -> torch.Tensor:
-    """Fill what the True of each mask `(num_images, rows, columns)` encloses: background not connected to the border.
-
-    Background is connected through edges, not corners.
-    """
-    background = nn.functional.pad(~mask, (1, 1, 1, 1), value=True)
-    outside = torch.zeros_like(background)
-    outside[:, 0, 0] = True
-    while True:
-        grown = outside.clone()
-        grown[:, 1:] |= outside[:, :-1]
-        grown[:, :-1] |= outside[:, 1:]
-        grown[:, :, 1:] |= outside[:, :, :-1]
-        grown[:, :, :-1] |= outside[:, :, 1:]
-        grown &= background
-        if torch.equal(grown, outside):
-            return ~outside[:, 1:-1, 1:-1]
-        outside = grown
