@@ -7,7 +7,7 @@ TEST_IN_PARALLEL = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist
 INSTALLED = $(VENV)/.installed
 CONFORMANCE = .cache/conformance
 
-.PHONY: help install test test-slow demo demo-quick lint format conformance test-core
+.PHONY: help install test test-slow demo demo-quick lint format conformance test-core test-lowest
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -50,3 +50,14 @@ test-core: ## Run the tests that need the core dependencies alone
 	test -x $(VENV)-core/bin/python || $(PYTHON) -m venv $(VENV)-core
 	$(VENV)-core/bin/python -m pip install --quiet "torch==2.13.0" --editable . pytest
 	$(VENV)-core/bin/python -m pytest tests/core
+
+# Warnings of old versions are their own.
+test-lowest: ## Run core and parity tests with the lowest versions that pyproject.toml allows; PYTHON=python3.10 for its lowest
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet uv
+	$(VENV)-lowest/bin/uv pip compile --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+		--extra train --extra figures --output-file $(VENV)-lowest/lowest.txt pyproject.toml
+	$(VENV)-lowest/bin/python -m pip install --quiet --requirement $(VENV)-lowest/lowest.txt pytest
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest --override-ini filterwarnings=default \
+		tests/core tests/test_parity.py tests/conversion

@@ -143,7 +143,7 @@ def apply_norm(norm: nn.LayerNorm, hidden_states: torch.Tensor) -> tuple[torch.T
     if (
         type(norm) is nn.LayerNorm
         and type(norm.weight) is nn.Parameter  # no shard, nothing quantized or traced by a function transform
-        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
+        and not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in norm.__dict__)
         and not nn.modules.module._has_any_global_hook()
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()

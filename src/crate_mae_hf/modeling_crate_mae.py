@@ -61,7 +61,7 @@ def to_bool_mask(bool_masked_pos: torch.Tensor | None) -> torch.BoolTensor | Non
         ValueError: If it is of other numbers.
     """
     if bool_masked_pos is None or bool_masked_pos.dtype == torch.bool:
-        return cast(torch.BoolTensor | None, bool_masked_pos)
+        return cast("torch.BoolTensor | None", bool_masked_pos)  # a string: PyTorch 2.8 cannot compile a union
     if bool_masked_pos.is_floating_point() or not ((bool_masked_pos == 0) | (bool_masked_pos == 1)).all():
         raise ValueError(
             "`bool_masked_pos` must be a boolean tensor, or one of integers that are 0 or 1, True where a patch is "
