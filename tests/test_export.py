@@ -8,9 +8,11 @@ import pytest
 import torch
 from saving import rows_with, small_config
 from snippets import snippets
+from transformers import ViTConfig, ViTModel
 from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
-from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining
+from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification, CrateMaeForPreTraining, pretrained
+from crate_mae_hf.export import main as export_for_browsers
 from crate_mae_hf.registry import MODELS
 
 
@@ -94,3 +96,24 @@ def test_other_models_export_for_any_batch_size(row, tmp_path):
         assert set(names) == set(expected)
         for name, array in zip(names, session.run(None, {"pixel_values": images.numpy()}), strict=True):
             np.testing.assert_allclose(array, expected[name].numpy(), atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def refusal(capsys, folder: Path, output: Path) -> str:
+    """What the command says of a model that cannot be exported for browsers."""
+    with pytest.raises(SystemExit) as refused:
+        export_for_browsers([str(folder), str(output)])
+    return f"{refused.value}{capsys.readouterr().err}"
+
+
+def test_what_browsers_cannot_have_is_refused(tmp_path, capsys):
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8)
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    assert "of type 'vit'" in refusal(capsys, tmp_path / "vit", tmp_path / "out")
+    config = CrateMaeConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=8, num_channels=5
+    )
+    CrateMaeForPreTraining(config).save_pretrained(tmp_path / "five")
+    assert "have 3 channels, those of" in refusal(capsys, tmp_path / "five", tmp_path / "out")
+    assert "there is no such folder" in refusal(capsys, tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "must be a new or an empty folder" in refusal(capsys, pretrained.path("fashion_mnist"), tmp_path)

@@ -30,6 +30,7 @@ RINGS = {
     "analysis": 4,
     "data": 4,
     "conversion": 4,
+    "export": 5,
     "evaluation": 5,
     "hub": 5,
     "pretrained": 5,

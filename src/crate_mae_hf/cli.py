@@ -213,6 +213,16 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         )
 
 
+def check_new_folder(output_dir: Path) -> None:
+    """Refuse to write into a folder that holds something, or into a file.
+
+    Raises:
+        ValueError: If there is something.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"`output_dir` must be a new or an empty folder, {output_dir} is not.")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether a checkpoint could not be written because the disk is full, as far as the error tells."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from ..cli import check_new_folder
 from ..configuration_crate import CrateEncoderConfig, ImageSize
 from ..image_processing_crate_mae import CrateMaeImageProcessor
 from ..loading import load
@@ -100,8 +101,7 @@ def convert_checkpoint(
             shape, if a setting is not one of its model, or if there is something in `output_dir` already.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"`output_dir` must be a new or an empty folder, {output_dir} is not.")
+    check_new_folder(output_dir)
     state_dict = read_checkpoint(Path(checkpoint))
     layout = find_layout(state_dict)
     given = {name: value for name, value in {"image_size": image_size, **settings}.items() if value is not None}
