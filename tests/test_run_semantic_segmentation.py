@@ -12,6 +12,7 @@ import torch
 import yaml
 from runs import logged
 from safetensors.torch import load_file
+from snippets import ROOT, snippets
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -24,7 +25,6 @@ from transformers import (
     pipeline,
 )
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "run_semantic_segmentation.py"
 SETTINGS = {
     "config_overrides": "image_size=16,patch_size=4,hidden_size=16,num_attention_heads=2,num_hidden_layers=2",
@@ -81,7 +81,7 @@ def results(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")  # of the pipeline
-def test_training_from_scratch_and_using_the_result(run, tmp_path):
+def test_training_from_scratch_and_using_the_result(run, tmp_path, monkeypatch, capsys):
     run("out", "--num_train_epochs", "30", "--learning_rate", "3e-2", "--class_names", "ground", "square")
     measured = results(tmp_path / "out")
     assert measured["eval_mean_iou"] > 0.6 > measured["eval_constant_mean_iou"]
@@ -105,10 +105,21 @@ def test_training_from_scratch_and_using_the_result(run, tmp_path):
     assert np.array_equal(found.numpy() == 1, segments["square"])
     assert (found.numpy() == truth)[truth < 255].mean() > 0.75
     assert processor.post_process_semantic_segmentation(outputs)[0].shape == (16, 16)
+    path.rename(tmp_path / "scene.png")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "out").rename(tmp_path / "outputs" / "segmentation")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    (snippet,) = snippets("docs/dense.md")
+    exec(compile(snippet, "docs/dense.md", "exec"), {})
+    assert capsys.readouterr().out == "ground (24, 20)\nsquare (24, 20)\n"
+    with PIL.Image.open(tmp_path / "scene.png") as image:
+        image.save(path)
     with pytest.raises(ValueError, match="`target_sizes` must have 1 sizes"):
         processor.post_process_semantic_segmentation(outputs, [(2, 2)] * 2)
 
-    flags = ["--model_name_or_path", str(tmp_path / "out"), "--config_overrides", "", "--do_train", "false"]
+    flags = ["--model_name_or_path", str(tmp_path / "outputs" / "segmentation"), "--config_overrides", ""]
+    flags += ["--do_train", "false"]
     run("again", *flags, "--class_names", "ground", "square")
     assert results(tmp_path / "again")["eval_mean_iou"] == measured["eval_mean_iou"]
     with pytest.raises(SystemExit, match=r"^error: `model_name_or_path`: "):
@@ -242,3 +253,17 @@ def test_folders_and_models_that_cannot_be_used(run, tmp_path):
     (tmp_path / "elsewhere").rename(tmp_path / "validation" / "masks")
     with pytest.raises(SystemExit, match=r"^error: `model_name_or_path`: \S+vit of type vit is no model of ours"):
         run("out", "--model_name_or_path", str(tmp_path / "vit"), "--config_overrides", "")
+
+
+@pytest.mark.slow
+def test_the_recipe_learns(run_script, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    scenes = tmp_path / "scenes"
+    run_script(ROOT / "examples" / "data" / "garment_scenes.py", "--num_train", 1000, "--output_dir", scenes)
+    recipe = ROOT / "examples" / "recipes" / "segmentation_garment_scenes.yaml"
+    flags = ["--dataset_name", scenes, "--validation_split_name", "test", "--num_train_epochs", 2]
+    flags += ["--max_eval_samples", 100, "--output_dir", tmp_path / "out", "--use_cpu", "true"]
+    run_script(SCRIPT, recipe, *flags)
+    measured = results(tmp_path / "out")
+    assert measured["eval_constant_mean_iou"] < 0.08
+    assert measured["eval_mean_iou"] > 0.12  # 0.19 when it was written
