@@ -259,11 +259,11 @@ def test_folders_and_models_that_cannot_be_used(run, tmp_path):
 def test_the_recipe_learns(run_script, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     scenes = tmp_path / "scenes"
-    run_script(ROOT / "examples" / "data" / "garment_scenes.py", "--num_train", 1000, "--output_dir", scenes)
+    run_script(ROOT / "examples" / "data" / "garment_scenes.py", "--output_dir", scenes)
     recipe = ROOT / "examples" / "recipes" / "segmentation_garment_scenes.yaml"
-    flags = ["--dataset_name", scenes, "--validation_split_name", "test", "--num_train_epochs", 2]
+    flags = ["--dataset_name", scenes, "--validation_split_name", "test", "--num_train_epochs", 1]
     flags += ["--max_eval_samples", 100, "--output_dir", tmp_path / "out", "--use_cpu", "true"]
     run_script(SCRIPT, recipe, *flags)
     measured = results(tmp_path / "out")
     assert measured["eval_constant_mean_iou"] < 0.08
-    assert measured["eval_mean_iou"] > 0.12  # 0.19 when it was written
+    assert measured["eval_mean_iou"] > 0.17  # random weights have 0.12 after the first of five epochs
