@@ -324,6 +324,29 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
             settings["auto_map"] = {**auto_map, "AutoImageProcessor": both}
         return settings
 
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the class of each pixel, one `(height, width)` per image.
+
+        Args:
+            outputs: Output of a model for semantic segmentation: `logits`, `(batch_size, num_labels, height, width)`.
+            target_sizes: (height, width) of each result; those of the logits when left out. Logits are interpolated
+                bilinearly.
+
+        Raises:
+            ValueError: If there is not one target size per image.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"`target_sizes` must have {len(logits)} sizes, one per image, got {len(target_sizes)}.")
+        return [
+            torch.nn.functional.interpolate(each[None], size=tuple(size), mode="bilinear")[0].argmax(dim=0)
+            for each, size in zip(logits, target_sizes, strict=True)
+        ]
+
     def _validate_preprocess_kwargs(
         self,
         *args: Any,

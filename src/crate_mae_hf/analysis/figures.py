@@ -30,7 +30,7 @@ def to_display(images: torch.Tensor, image_mean: Sequence[float], image_std: Seq
     return (images.detach().float().cpu() * std + mean).clamp(0, 1)
 
 
-def _show(axes: Axes, image: torch.Tensor) -> None:
+def show(axes: Axes, image: torch.Tensor) -> None:
     """Draw an image of shape `(num_channels, height, width)` in [0, 1]: colour if it has 3 channels, else the first."""
     if image.shape[0] == 3:
         axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -43,7 +43,7 @@ def _caption(figure: Figure, text: str) -> None:
     figure.supxlabel(fill(text, width=int(figure.get_figwidth() * 17)), fontsize=7)
 
 
-def _image_axes(num_rows: int, num_columns: int, caption: str, cell: float = 1.15) -> tuple[Figure, np.ndarray]:
+def image_axes(num_rows: int, num_columns: int, caption: str, cell: float = 1.15) -> tuple[Figure, np.ndarray]:
     """Return a figure of square cells without ticks, with a caption below."""
     figure = Figure(figsize=(cell * num_columns + 0.3, cell * num_rows + 1.0), layout="constrained")
     axes = figure.subplots(num_rows, num_columns, squeeze=False)
@@ -90,7 +90,7 @@ def reconstruction_grid(
         pasted = to_display(reconstruction.pasted, image_mean, image_std)
         columns += [(title, output), ("output,\nvisible pasted", pasted)]
     errors = ", ".join(f"{r.error.mean():.3f} ± {r.error.std(correction=0):.3f}" for r in reconstructions)
-    figure, axes = _image_axes(
+    figure, axes = image_axes(
         len(originals),
         len(columns),
         "Measured: predicted pixels. Mean squared error over the masked pixels, in the scale of the normalised images, "
@@ -99,7 +99,7 @@ def reconstruction_grid(
     for column, (title, pictures) in enumerate(columns):
         axes[0, column].set_title(title, fontsize=8)
         for row, picture in enumerate(pictures):
-            _show(axes[row, column], picture)
+            show(axes[row, column], picture)
     return figure
 
 
@@ -109,7 +109,7 @@ def color_grid(pictures: Mapping[str, torch.Tensor]) -> Figure:
     Args:
         pictures: Caption -> pictures in [0, 1], see `color_pictures`.
     """
-    figure, axes = _image_axes(
+    figure, axes = image_axes(
         len(next(iter(pictures.values()))),
         len(pictures),
         "Predicted: annealed means of the bins' probabilities, one per target, bilinear in between. Colours that the "
@@ -118,7 +118,7 @@ def color_grid(pictures: Mapping[str, torch.Tensor]) -> Figure:
     for column, (caption, images) in enumerate(pictures.items()):
         axes[0, column].set_title(caption, fontsize=8)
         for row, image in enumerate(images):
-            _show(axes[row, column], image)
+            show(axes[row, column], image)
     return figure
 
 
@@ -133,15 +133,15 @@ def mask_grid(images: torch.Tensor, masks: torch.Tensor, grid_size: tuple[int, i
     patches = masks[: len(images)].float().unflatten(1, grid_size).unsqueeze(1)
     pixel_mask = torch.nn.functional.interpolate(patches, size=images.shape[2:], mode="nearest").bool()
     frequency = masks.float().mean(dim=0)
-    figure, axes = _image_axes(
+    figure, axes = image_axes(
         2,
         len(images) + 1,
         f"Measured: masks, {masks.float().mean():.0%} of the patches. On the right: share of {len(masks)} images in "
         f"which a position is masked, {frequency.min():.2f} to {frequency.max():.2f}.",
     )
     for column, (image, masked) in enumerate(zip(images, torch.where(pixel_mask, 0.5, images), strict=True)):
-        _show(axes[0, column], image)
-        _show(axes[1, column], masked)
+        show(axes[0, column], image)
+        show(axes[1, column], masked)
     axes[0, -1].set_title("masked share", fontsize=8)
     drawn = axes[0, -1].imshow(frequency.unflatten(0, grid_size).numpy(), cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes[1, -1], location="top", fraction=0.9, ticks=[0, 0.5, 1])
@@ -156,7 +156,7 @@ def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Fig
         maps: Attention of one layer, `(num_images, num_heads, rows, columns)`.
         layer: The layer's number, from 1, for the caption.
     """
-    figure, axes = _image_axes(
+    figure, axes = image_axes(
         len(images),
         maps.shape[1] + 1,
         f"Measured: softmax(w_cls W\u1d40 / sqrt(p)) of encoder layer {layer}, cls query to patches, nothing masked; "
@@ -164,7 +164,7 @@ def attention_heads(images: torch.Tensor, maps: torch.Tensor, layer: int) -> Fig
     )
     axes[0, 0].set_title("image", fontsize=8)
     for row, (image, heads) in enumerate(zip(images, upsample(maps, (images.shape[2], images.shape[3])), strict=True)):
-        _show(axes[row, 0], image)
+        show(axes[row, 0], image)
         for head, values in enumerate(heads):
             axes[row, head + 1].imshow(values.numpy(), cmap="inferno", vmin=0)
             axes[0, head + 1].set_title(f"head {head + 1}", fontsize=8)
@@ -179,7 +179,7 @@ def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequenc
         maps: Attention, `(num_images, len(layers), num_heads, rows, columns)`; the mean over the heads is drawn.
         layers: Numbers of the layers, from 1.
     """
-    figure, axes = _image_axes(
+    figure, axes = image_axes(
         len(images),
         len(layers) + 1,
         "Measured: attention of the cls query to the patches, mean over heads, nothing masked; bilinear between "
@@ -188,9 +188,9 @@ def attention_overlays(images: torch.Tensor, maps: torch.Tensor, layers: Sequenc
     axes[0, 0].set_title("image", fontsize=8)
     overlays = upsample(maps.mean(dim=2), (images.shape[2], images.shape[3]))
     for row, (image, values) in enumerate(zip(images, overlays, strict=True)):
-        _show(axes[row, 0], image)
+        show(axes[row, 0], image)
         for column, (layer, attention) in enumerate(zip(layers, values, strict=True), start=1):
-            _show(axes[row, column], image.mean(dim=0, keepdim=True))
+            show(axes[row, column], image.mean(dim=0, keepdim=True))
             axes[row, column].imshow(attention.numpy(), cmap="turbo", vmin=0, alpha=0.55)
             axes[0, column].set_title(f"layer {layer}", fontsize=8)
     return figure
@@ -204,7 +204,7 @@ def pca_grid(images: torch.Tensor, maps: PcaMaps, tensor_name: str) -> Figure:
         maps: Their maps.
         tensor_name: What the components were taken of, for the caption.
     """
-    figure, axes = _image_axes(
+    figure, axes = image_axes(
         len(images),
         4,
         f"Measured: principal components of {tensor_name}, joint over the images. The first explains "
@@ -214,10 +214,10 @@ def pca_grid(images: torch.Tensor, maps: PcaMaps, tensor_name: str) -> Figure:
     for column, title in enumerate(titles):
         axes[0, column].set_title(title, fontsize=8)
     for row, image in enumerate(images):
-        _show(axes[row, 0], image)
+        show(axes[row, 0], image)
         axes[row, 1].imshow(maps.first_component[row].numpy(), cmap="viridis", vmin=0, vmax=1)
         axes[row, 2].imshow(maps.foreground[row].numpy(), cmap="gray", vmin=0, vmax=1)
-        _show(axes[row, 3], maps.rgb[row])
+        show(axes[row, 3], maps.rgb[row])
     return figure
 
 

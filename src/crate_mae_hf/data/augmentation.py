@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import default_collate
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..image_processing_crate_mae import check_statistics, to_tensor
@@ -132,6 +134,46 @@ def preprocess(processor: Any, num_channels: int, image: PIL.Image.Image) -> tor
     picture = to_tensor(image, num_channels, needs_color=needs_color(processor))
     inputs = processor(picture, return_tensors="pt", input_data_format="channels_first")
     return inputs.pixel_values[0]
+
+
+def build_segmentation_transform(
+    processor: Any, num_channels: int, min_crop_scale: float = 1.0, horizontal_flip: bool = False
+) -> Callable[[PIL.Image.Image, np.ndarray], tuple[torch.Tensor, torch.Tensor]]:
+    """Return what makes pixel values and labels of an image and its mask, cropped and flipped together.
+
+    Images are resized bicubically, masks to the nearest pixel; nothing is cropped unless asked for.
+
+    Args:
+        processor: Image processor, which gives size, mean and standard deviation.
+        num_channels: Number of channels that the model takes.
+        min_crop_scale: Smallest share of the area that a random crop takes; 1 keeps the whole image.
+        horizontal_flip: Whether to flip every second image.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if not 0 < min_crop_scale <= 1:
+        raise ValueError(f"`min_crop_scale` must lie in (0, 1], got {min_crop_scale}.")
+    check_statistics(processor.image_mean, processor.image_std)
+    size, bicubic = output_size(processor), v2.InterpolationMode.BICUBIC
+    steps: list[Callable] = [v2.Resize(size, interpolation=bicubic, antialias=True)]
+    if min_crop_scale < 1:
+        steps = [v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), interpolation=bicubic, antialias=True)]
+    if horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    steps.append(v2.ToDtype(torch.float32, scale=True))  # of the image; the mask stays
+    if getattr(processor, "do_normalize", True):
+        steps.append(v2.Normalize(processor.image_mean, processor.image_std))
+    return partial(transform_segmented, v2.Compose(steps), num_channels, needs_color(processor))
+
+
+def transform_segmented(
+    steps: Callable, num_channels: int, needs_color: bool, image: PIL.Image.Image, mask: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pixel values of an image and the labels of its mask after the same steps."""
+    pixels = tv_tensors.Image(to_tensor(image, num_channels, needs_color=needs_color))
+    pixel_values, labels = steps(pixels, tv_tensors.Mask(torch.from_numpy(mask)))
+    return pixel_values.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).long()
 
 
 class MixingCollator:

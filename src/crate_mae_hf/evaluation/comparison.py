@@ -131,7 +131,7 @@ class ProbeImages:
         }
 
 
-class _DecodedImages(Dataset):
+class DecodedImages(Dataset):
     """Decodes the images of a dataset when they are asked for."""
 
     def __init__(self, dataset: datasets.Dataset):
@@ -224,7 +224,7 @@ def _describe(encoder: Encoder, images: ProbeImages, settings: ProbeSettings) ->
     Raises:
         ValueError: If image processor, layer, norm or features do not fit the model.
     """
-    image = _DecodedImages(images.splits["train"])[0]
+    image = DecodedImages(images.splits["train"])[0]
     (pixel_values,) = image_batches([image], encoder.processor, encoder.num_channels)
     try:
         with inference(encoder.model):
@@ -250,7 +250,7 @@ def _describe(encoder: Encoder, images: ProbeImages, settings: ProbeSettings) ->
 
 def _batches(encoder: Encoder, dataset: datasets.Dataset, settings: ProbeSettings) -> DataLoader:
     """Return the pixel values that an encoder takes, batch by batch."""
-    images = _DecodedImages(dataset)
+    images = DecodedImages(dataset)
     return image_batches(images, encoder.processor, encoder.num_channels, settings.batch_size, settings.num_workers)
 
 
