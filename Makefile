@@ -7,7 +7,7 @@ TEST_IN_PARALLEL = OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist
 INSTALLED = $(VENV)/.installed
 CONFORMANCE = .cache/conformance
 
-.PHONY: help install test test-slow demo demo-quick lint format conformance test-core test-lowest
+.PHONY: help install test test-slow demo demo-quick lint format conformance test-core test-lowest app test-app
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -61,3 +61,16 @@ test-lowest: ## Run core and parity tests with the lowest versions that pyprojec
 	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest --override-ini filterwarnings=default \
 		tests/core tests/test_parity.py tests/conversion
+
+# The app has an environment of its own too: Gradio wants an older Pillow.
+$(VENV)-app/.installed: pyproject.toml
+	test -x $(VENV)-app/bin/python || $(PYTHON) -m venv $(VENV)-app
+	$(VENV)-app/bin/python -m pip install --quiet "torch==2.13.0" --editable ".[app]"
+	touch $@
+
+app: $(VENV)-app/.installed ## Look at the checkpoint that ships in a browser; APP_FLAGS="--model FOLDER" and the like go along
+	$(VENV)-app/bin/python app/app.py $(APP_FLAGS)
+
+test-app: $(VENV)-app/.installed ## Use the app in a headless Chromium, which has to be installed
+	$(VENV)-app/bin/python -m pip install --quiet pytest playwright
+	$(VENV)-app/bin/python -m pytest tests/app

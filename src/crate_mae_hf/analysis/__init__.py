@@ -11,14 +11,16 @@ from .coding_rate import (
 )
 from .colors import color_pictures, lab_to_rgb
 from .layers import LayerReport, layer_report, observe_layers
+from .masks import block_masks, painted_masks, random_masks
 from .pca import PcaMaps, patch_codes, pca_maps
-from .reconstruction import Reconstruction, random_masks, reconstruct, reconstruct_whole
+from .reconstruction import Reconstruction, reconstruct, reconstruct_whole
 
 __all__ = [
     "LayerReport",
     "PcaMaps",
     "Reconstruction",
     "attention_maps",
+    "block_masks",
     "coding_rate",
     "color_pictures",
     "lab_to_rgb",
@@ -26,6 +28,7 @@ __all__ = [
     "nonzero_share",
     "observe_layers",
     "orthogonality_defect",
+    "painted_masks",
     "patch_codes",
     "pca_maps",
     "random_masks",

@@ -249,6 +249,13 @@ def _finish(ax: Axes, title: str, ylabel: str, part: str = "encoder", from_zero:
     ax.legend(fontsize=7)
 
 
+def _over_images(report: LayerReport) -> str:
+    """Say what the curves of a report are, for captions."""
+    if report.num_images == 1:
+        return "One image."
+    return f"Mean and standard deviation over {report.num_images} images."
+
+
 def compression_and_sparsity(report: LayerReport) -> Figure:
     """Draw what the papers plot of an encoder, layer by layer: compression and sparsity.
 
@@ -270,8 +277,7 @@ def compression_and_sparsity(report: LayerReport) -> Figure:
     _caption(
         figure,
         "Measured: tokens before and after each layer's MSSA step through its own U, and each layer's "
-        f"{'code' if report.is_overcomplete else 'output'}. "
-        f"Mean and standard deviation over {report.num_images} images.",
+        f"{'code' if report.is_overcomplete else 'output'}. {_over_images(report)}",
     )
     return figure
 
@@ -322,8 +328,7 @@ def layer_steps(report: LayerReport) -> Figure:
         inversion.set_axis_off()
     _caption(
         figure,
-        f"Measured: n = LN(z_half), {measured}, tokens and weights of each layer. {mirrored}Mean and standard "
-        f"deviation over {report.num_images} images.",
+        f"Measured: n = LN(z_half), {measured}, tokens and weights of each layer. {mirrored}{_over_images(report)}",
     )
     return figure
 

@@ -51,23 +51,6 @@ class Reconstruction:
         return (squared * self.pixel_mask).sum(dim=(1, 2, 3)) / masked.clamp(min=1)
 
 
-def random_masks(
-    num_images: int, num_patches: int, mask_ratio: float, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Mask `num_patches - int(num_patches * (1 - mask_ratio))` patches of each image, drawn without replacement.
-
-    Returns:
-        `bool_masked_pos` of shape `(num_images, num_patches)`.
-
-    Raises:
-        ValueError: If `mask_ratio` lies outside [0, 1).
-    """
-    if not 0 <= mask_ratio < 1:
-        raise ValueError(f"`mask_ratio` must lie in [0, 1), got {mask_ratio}.")
-    noise = torch.rand(num_images, num_patches, generator=generator)
-    return noise.argsort(dim=1).argsort(dim=1) >= int(num_patches * (1 - mask_ratio))
-
-
 def to_pixels(patch_values: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     """Repeat one value per patch over its pixels: `(batch_size, rows, columns)` to `(batch_size, 1, height, width)`."""
     return patch_values.repeat_interleave(patch_size[0], 1).repeat_interleave(patch_size[1], 2).unsqueeze(1)

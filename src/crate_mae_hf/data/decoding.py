@@ -56,3 +56,21 @@ def open_picture(content: bytes, name: str) -> PIL.Image.Image:
     except Exception as error:  # Pillow's plugins raise errors of many kinds
         raise BadImageError(f"Cannot read the image {name}: {str(error).rstrip('.')}.") from error
     return image if turn is None else image.transpose(turn)
+
+
+def check_size(image: PIL.Image.Image, min_size: tuple[int, int], name: str) -> None:
+    """Check that a picture is not smaller than a patch.
+
+    Args:
+        image: The picture.
+        min_size: Smallest usable (height, width), the size of a patch.
+        name: Of the picture, for errors.
+
+    Raises:
+        BadImageError: If it is.
+    """
+    if image.height < min_size[0] or image.width < min_size[1]:
+        raise BadImageError(
+            f"The image {name} is {image.height} x {image.width} pixels, smaller than a patch of {min_size[0]} x "
+            f"{min_size[1]}."
+        )

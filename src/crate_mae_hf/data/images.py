@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from transformers.utils import logging
 
 from ..image_processing_crate_mae import is_grey
-from .decoding import BadImageError, open_picture
+from .decoding import BadImageError, check_size, open_picture
 from .folders import ImageFolder, list_names, read_folder, scan_folder, warn_of_rest
 from .metadata import check_rows, image_columns, read_rows
 
@@ -368,11 +368,7 @@ def read_image(
         raise BadImageError(f"There is no image {where}: its row is empty.")
     name = record.get("path") or where
     image = open_picture(image_bytes(record), name)
-    if image.height < min_size[0] or image.width < min_size[1]:
-        raise BadImageError(
-            f"The image {name} is {image.height} x {image.width} pixels, smaller than a patch of {min_size[0]} x "
-            f"{min_size[1]}."
-        )
+    check_size(image, min_size, name)
     if needs_color and is_grey(image):
         raise BadImageError(f"The image {name} is grey (mode {image.mode}): there is no colour to learn from.")
     return image
