@@ -132,7 +132,7 @@ def paint(page: Page, strokes) -> None:
     for (x0, y0), (x1, y1) in strokes:
         page.mouse.move(box["x"] + box["width"] * x0, box["y"] + box["height"] * y0)
         page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] * x1, box["y"] + box["height"] * y1, steps=8)
+        page.mouse.move(box["x"] + box["width"] * x1, box["y"] + box["height"] * y1, steps=2)
         page.mouse.up()
 
 
