@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -34,7 +35,12 @@ def synchronize(device: str) -> None:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], None]], rounds: int, device: str, description: str, warmup: int = 2
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str,
+    description: str,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time candidates in turns, so that whatever else the machine does meets all of them alike.
 
@@ -44,6 +50,7 @@ def interleave(
         device: Device that does the work.
         description: Description of the progress bar.
         warmup: Number of rounds before, whose times are not kept: allocation, compilation, autotuning.
+        clock: What to time by.
 
     Returns:
         Seconds of every timed call, by name.
@@ -54,11 +61,11 @@ def interleave(
             for name, function in candidates.items():
                 progress.set_postfix_str(name)
                 synchronize(device)
-                start = time.perf_counter()
+                start = clock()
                 function()
                 synchronize(device)
                 if number >= warmup:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds[name].append(clock() - start)
                 progress.update()
     return seconds
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from crate_mae_hf import CrateMaeForPreTraining
 from crate_mae_hf.cli import clear_errors, parse_arguments
-from crate_mae_hf.data.augmentation import AugmentationArguments, build_eval_transform, build_train_transform
+from crate_mae_hf.data.augmentation import MaskedAugmentationArguments, build_eval_transform, build_train_transform
 from crate_mae_hf.data.images import DataArguments
 from crate_mae_hf.data.masks import load_datasets
 from crate_mae_hf.training.arguments import MaeModelArguments, MaeTrainingArguments
@@ -29,7 +29,7 @@ from crate_mae_hf.training.trainer import MaskedAutoencoderTrainer
 def train(
     model_args: MaeModelArguments,
     data_args: DataArguments,
-    augmentation_args: AugmentationArguments,
+    augmentation_args: MaskedAugmentationArguments,
     training_args: MaeTrainingArguments,
     checkpoint: str | None,
 ) -> None:
@@ -40,7 +40,10 @@ def train(
 
     # The images. Every process loads them after the first has prepared them.
     train_transform = build_train_transform(
-        processor, augmentation_args.min_crop_scale, augmentation_args.horizontal_flip
+        processor,
+        augmentation_args.min_crop_scale,
+        augmentation_args.horizontal_flip,
+        normalize=not augmentation_args.normalize_on_device,
     )
     with training_args.main_process_first(desc="loading the images"):
         train_dataset, eval_dataset = load_datasets(
@@ -62,7 +65,7 @@ def train(
 def main() -> None:
     """Read the command line and train."""
     model_args, data_args, augmentation_args, training_args = parse_arguments(
-        (MaeModelArguments, DataArguments, AugmentationArguments, MaeTrainingArguments)
+        (MaeModelArguments, DataArguments, MaskedAugmentationArguments, MaeTrainingArguments)
     )
     logging.set_verbosity(training_args.get_process_log_level())
     training_args.check_length(data_args.streaming)

@@ -153,7 +153,12 @@ def test_exponent():
 def test_data(capsys):
     small = ["--hidden_size", "48", "--num_layers", "1", "--image_size", "32", "--patch_size", "8"]
     data.main([*small, "--num_images", "8", "--batch_size", "4", "--num_workers", "0", "--photo_size", "64", "80"])
-    assert "input pipeline, 0 workers" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["decoded by Pillow", "as it is", "normalised on the device"]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows[2:])
+    assert rows[2][3] == "1.00"
+    assert "A training step takes" in printed
 
 
 def test_mlo_mae(capsys):

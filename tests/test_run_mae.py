@@ -77,6 +77,20 @@ def test_pre_training_from_a_folder_of_images(run, tmp_path):
         assert model(**inputs).last_hidden_state.shape == (1, 17, 16)
 
 
+def test_normalising_on_the_device_changes_nothing(run, tmp_path):
+    """Images of JPEG, which are decoded in another way, too."""
+    for path in sorted((tmp_path / "images").glob("*.png"))[:10]:
+        with PIL.Image.open(path) as image:
+            image.convert("RGB").save(path.with_suffix(".jpg"))
+    statistics = ("--image_mean", "0.2", "0.4", "0.6", "--image_std", "0.1", "0.2", "0.3")
+    run("there", "--normalize_on_device", *statistics)
+    run("here", *statistics)
+    assert logged(tmp_path / "there", "loss") == logged(tmp_path / "here", "loss")
+    assert (tmp_path / "there" / "model.safetensors").read_bytes() == (
+        tmp_path / "here" / "model.safetensors"
+    ).read_bytes()
+
+
 def test_continue_from_a_checkpoint_with_changes(run, tmp_path):
     run("first")
     changes = ["--model_name_or_path", str(tmp_path / "first"), "--mask_ratio", "0.5", "--norm_pix_loss", "true"]

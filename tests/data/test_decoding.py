@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
-from crate_mae_hf.data.decoding import BadImageError, open_picture
-from crate_mae_hf.data.images import decode
+from crate_mae_hf.data.decoding import BadImageError, decode_plain_jpeg, open_picture
+from crate_mae_hf.data.images import decode, read_pixels
 
 CASES = Path(__file__).parents[1] / "cases" / "exif"
 GREY = np.random.default_rng(0).integers(0, 256, (32, 48), dtype=np.uint8)
@@ -124,3 +125,52 @@ def test_every_bad_record_is_named(record, message):
         decode(record, (4, 4), "number 3")
     assert str(caught.value).startswith(message)
     assert str(caught.value).endswith(" `--skip_bad_images` leaves such out.")
+
+
+COLOR = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+
+
+@pytest.mark.parametrize("picture", [COLOR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("options", [{}, {"quality": 50, "progressive": True}, {"subsampling": 0}])
+def test_torchvision_gives_the_pixels_of_pillow(picture, options):
+    """Both have libjpeg-turbo, perhaps in different releases: two grey levels are allowed, half of one in the mean."""
+    content = save(PIL.Image.fromarray(picture), "JPEG", **options)
+    found = decode_plain_jpeg(content)
+    assert found.dtype == torch.uint8
+    assert found.shape == (3 if picture.ndim == 3 else 1, *picture.shape[:2])
+    difference = np.abs(found.permute(1, 2, 0).squeeze(2).numpy().astype(int) - pixels(content))
+    assert difference.max() <= 2
+    assert difference.mean() <= 0.5
+
+
+def test_pillow_is_asked_for_all_but_plain_jpegs():
+    image = PIL.Image.fromarray(COLOR)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    jpeg = save(image, "JPEG")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    for content in (
+        save(image, "PNG"),
+        save(image.convert("CMYK"), "JPEG"),
+        save(image, "JPEG", exif=exif.tobytes()),
+        save(image, "JPEG", xmp=xmp),
+        jpeg[: len(jpeg) // 2],
+        jpeg[:4] + jpeg[-2:],
+        b"",
+    ):
+        assert decode_plain_jpeg(content) is None
+    turned = read_pixels({"bytes": save(image, "JPEG", xmp=xmp), "path": None}, (1, 1), "number 3")
+    assert turned.size == (48, 64)
+
+
+def test_too_many_pixels_are_left_to_pillow(monkeypatch):
+    content = save(PIL.Image.fromarray(COLOR), "JPEG")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    assert decode_plain_jpeg(content) is None
+
+
+def test_pixels_are_checked_like_pictures():
+    for picture, needs_color in ((COLOR[:8, :8], False), (GREY, True)):
+        record = {"bytes": save(PIL.Image.fromarray(picture), "JPEG"), "path": "a.jpg"}
+        with pytest.raises(BadImageError, match=r"a\.jpg is (8 x 8 pixels, smaller|grey)"):
+            read_pixels(record, (16, 16), "number 3", needs_color)

@@ -11,8 +11,10 @@ import torch
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from transformers.image_utils import ChannelDimension
 
 from ..image_processing_crate_mae import check_statistics, to_tensor
+from .decoding import Picture
 from .seeded import seeded
 
 
@@ -24,6 +26,18 @@ class AugmentationArguments:
     horizontal_flip: bool = field(default=True, metadata={"help": "Flip every second image."})
     image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel in [0, 1]."})
     image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
+
+
+@dataclass
+class MaskedAugmentationArguments(AugmentationArguments):
+    """Augmentation of masked pre-training."""
+
+    normalize_on_device: bool = field(
+        default=False,
+        metadata={
+            "help": "Send training images in 8 bits, a quarter of the memory, and normalise them where the model is."
+        },
+    )
 
 
 @dataclass
@@ -66,7 +80,8 @@ def build_train_transform(
     rand_augment_magnitude: int = 9,
     random_erasing: float = 0.0,
     steps_in_8_bits: Sequence[Callable] = (),
-) -> Callable[[PIL.Image.Image], torch.Tensor]:
+    normalize: bool = True,
+) -> Callable[[Picture], torch.Tensor]:
     """Return MAE's augmentation, a random crop resized to the model's size (bicubic) and a random flip, and more.
 
     "Masked Autoencoders Are Scalable Vision Learners", He et al., CVPR 2022, appendix A.1; "RandAugment", Cubuk et al.,
@@ -81,9 +96,10 @@ def build_train_transform(
         rand_augment_magnitude: Strength of these operations, 0 to 30, where 30 is the strongest of each operation.
         random_erasing: Share of the images in which a rectangle becomes the mean colour.
         steps_in_8_bits: Further steps, on cropped images before they become floats.
+        normalize: Whether images become floats; otherwise they stay in 8 bits, for `build_normalization` later.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or images of more than 8 bits are to stay as they are.
     """
     if not 0 < min_crop_scale <= 1:
         raise ValueError(f"`min_crop_scale` must lie in (0, 1], got {min_crop_scale}.")
@@ -94,13 +110,22 @@ def build_train_transform(
     if not 0 <= random_erasing <= 1:
         raise ValueError(f"`random_erasing` must lie in [0, 1], got {random_erasing}.")
     channels = processor.num_channels if num_channels is None else num_channels
+    if not normalize and (random_erasing or channels not in (1, 3)):
+        raise ValueError("`normalize_on_device` needs pictures in grey or colour, of which nothing is erased.")
     if rand_augment_num_ops and channels not in (1, 3):
         raise ValueError(f"`rand_augment_num_ops` needs images in grey or colour, these have {channels} channels.")
     check_statistics(processor.image_mean, processor.image_std)
     size = output_size(processor)
     bicubic = v2.InterpolationMode.BICUBIC
     # Data loader workers may have to pickle it.
-    steps: list[Callable] = [partial(to_tensor, num_channels=channels, needs_color=needs_color(processor))]
+    steps: list[Callable] = [
+        partial(
+            to_tensor,
+            num_channels=channels,
+            input_data_format=ChannelDimension.FIRST,  # of tensors
+            needs_color=needs_color(processor),
+        )
+    ]
     if min_crop_scale < 1:
         steps.append(v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), interpolation=bicubic, antialias=True))
     else:
@@ -111,15 +136,23 @@ def build_train_transform(
         mean = [255 * value for value in processor.image_mean]
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandAugment(rand_augment_num_ops, rand_augment_magnitude, interpolation=bilinear, fill=mean))
-    steps += [*steps_in_8_bits, v2.ToDtype(torch.float32, scale=True)]
-    if getattr(processor, "do_normalize", True):
-        steps.append(v2.Normalize(processor.image_mean, processor.image_std))
+    steps += steps_in_8_bits
+    if normalize:
+        steps.append(build_normalization(processor))
     if random_erasing:
         steps.append(v2.RandomErasing(random_erasing))
     return v2.Compose(steps)
 
 
-def build_eval_transform(processor: Any, num_channels: int | None = None) -> Callable[[PIL.Image.Image], torch.Tensor]:
+def build_normalization(processor: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what makes pixel values of images in 8 bits, one or a batch, wherever they lie: floats, normalised."""
+    steps: list[Callable] = [v2.ToDtype(torch.float32, scale=True)]
+    if getattr(processor, "do_normalize", True):
+        steps.append(v2.Normalize(processor.image_mean, processor.image_std))
+    return v2.Compose(steps)
+
+
+def build_eval_transform(processor: Any, num_channels: int | None = None) -> Callable[[Picture], torch.Tensor]:
     """Return what the image processor does to one picture of any mode.
 
     Args:
@@ -129,9 +162,9 @@ def build_eval_transform(processor: Any, num_channels: int | None = None) -> Cal
     return partial(preprocess, processor, processor.num_channels if num_channels is None else num_channels)
 
 
-def preprocess(processor: Any, num_channels: int, image: PIL.Image.Image) -> torch.Tensor:
+def preprocess(processor: Any, num_channels: int, image: Picture) -> torch.Tensor:
     """Return the pixel values that an image processor makes of one picture."""
-    picture = to_tensor(image, num_channels, needs_color=needs_color(processor))
+    picture = to_tensor(image, num_channels, ChannelDimension.FIRST, needs_color(processor))
     inputs = processor(picture, return_tensors="pt", input_data_format="channels_first")
     return inputs.pixel_values[0]
 

@@ -2,8 +2,10 @@
 
 import io
 import warnings
+from typing import TypeAlias
 
 import PIL.Image
+import torch
 from PIL.Image import Transpose
 
 from ..image_processing_crate_mae import narrow_picture
@@ -18,6 +20,12 @@ TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+
+
+# An image on its way into a transform: Pillow's, or pixels in 8 bits, `(channels, height, width)`.
+Picture: TypeAlias = PIL.Image.Image | torch.Tensor
+
+SAYS_HOW_TO_TURN = (b"Exif\0\0", b"tiff:Orientation")  # the latter in XMP
 
 
 class BadImageError(ValueError):
@@ -74,3 +82,28 @@ def check_size(image: PIL.Image.Image, min_size: tuple[int, int], name: str) -> 
             f"The image {name} is {image.height} x {image.width} pixels, smaller than a patch of {min_size[0]} x "
             f"{min_size[1]}."
         )
+
+
+def decode_plain_jpeg(content: bytes) -> torch.Tensor | None:
+    """Decode a JPEG with torchvision, which is quicker than by Pillow for want of copies, and gives the same pixels.
+
+    Args:
+        content: Bytes of the file.
+
+    Returns:
+        Pixels in 8 bits, `(channels, height, width)` with 1 or 3 channels. None where Pillow is to be asked, also for
+        what is wrong: another format, no end, an orientation, colours of four channels, or too many pixels.
+    """
+    is_whole = content.startswith(b"\xff\xd8\xff") and content.endswith(b"\xff\xd9")
+    if not is_whole or any(mark in content for mark in SAYS_HOW_TO_TURN):
+        return None
+    try:
+        from torchvision.io import decode_jpeg  # which a future release will not have: it is deprecated
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    except (ImportError, RuntimeError):
+        return None
+    too_many = PIL.Image.MAX_IMAGE_PIXELS is not None and pixels[0].numel() > PIL.Image.MAX_IMAGE_PIXELS
+    return None if pixels.shape[0] not in (1, 3) or too_many else pixels

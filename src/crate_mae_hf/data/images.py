@@ -1,6 +1,7 @@
 """Images: which ones, from the Hub, from folders or streamed; undecoded until they are asked for."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
@@ -15,7 +16,7 @@ from huggingface_hub import DatasetCard
 from transformers.utils import logging
 
 from ..image_processing_crate_mae import is_grey
-from .decoding import BadImageError, check_size, open_picture
+from .decoding import BadImageError, Picture, check_size, decode_plain_jpeg, open_picture
 from .folders import ImageFolder, list_names, read_folder, scan_folder, warn_of_rest
 from .metadata import check_rows, image_columns, read_rows
 
@@ -350,6 +351,26 @@ def image_bytes(record: Mapping[str, Any]) -> bytes:
         raise BadImageError(f"Cannot read the image {record['path']}: {error.strerror or error}.") from error
 
 
+def find_file(record: Mapping[str, Any] | None, where: str) -> tuple[bytes, str]:
+    """Return the file of an image, undecoded, and its name for errors; arguments as for `read_image`.
+
+    Raises:
+        BadImageError: If there is none, or it cannot be read.
+    """
+    if record is None or (record.get("bytes") is None and record.get("path") is None):
+        raise BadImageError(f"There is no image {where}: its row is empty.")
+    return image_bytes(record), record.get("path") or where
+
+
+def open_image(content: bytes, name: str, min_size: tuple[int, int], needs_color: bool) -> PIL.Image.Image:
+    """Decode a file, see `read_image`."""
+    image = open_picture(content, name)
+    check_size(image, min_size, name)
+    if needs_color and is_grey(image):
+        raise BadImageError(f"The image {name} is grey (mode {image.mode}): there is no colour to learn from.")
+    return image
+
+
 def read_image(
     record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str, needs_color: bool = False
 ) -> PIL.Image.Image:
@@ -364,24 +385,35 @@ def read_image(
     Raises:
         BadImageError: If it cannot be read, is smaller than that, or grey where colour is needed.
     """
-    if record is None or (record.get("bytes") is None and record.get("path") is None):
-        raise BadImageError(f"There is no image {where}: its row is empty.")
-    name = record.get("path") or where
-    image = open_picture(image_bytes(record), name)
-    check_size(image, min_size, name)
-    if needs_color and is_grey(image):
-        raise BadImageError(f"The image {name} is grey (mode {image.mode}): there is no colour to learn from.")
-    return image
+    return open_image(*find_file(record, where), min_size, needs_color)
 
 
-def decode(
+def read_pixels(
     record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str, needs_color: bool = False
-) -> PIL.Image.Image:
-    """Decode one image, see `read_image`; errors say how to leave bad images out."""
+) -> Picture:
+    """Decode one image as `read_image` does; to pixels `(channels, height, width)` where that is quicker."""
+    content, name = find_file(record, where)
+    pixels = decode_plain_jpeg(content)
+    if pixels is not None:
+        channels, height, width = pixels.shape
+        if height >= min_size[0] and width >= min_size[1] and (channels == 3 or not needs_color):
+            return pixels
+    return open_image(content, name, min_size, needs_color)
+
+
+@contextmanager
+def say_how_to_skip() -> Iterator[None]:
+    """Context manager: errors about an image say how to leave bad images out."""
     try:
-        return read_image(record, min_size, where, needs_color)
+        yield
     except BadImageError as error:
         raise BadImageError(f"{error} `--skip_bad_images` leaves such out.") from error
+
+
+def decode(record: Mapping[str, Any] | None, min_size: tuple[int, int], where: str) -> PIL.Image.Image:
+    """Decode one image, see `read_image`; errors say how to leave bad images out."""
+    with say_how_to_skip():
+        return read_image(record, min_size, where)
 
 
 def find_problem(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import PIL.Image
 import torch
 
+from .decoding import Picture
 from .folders import list_names
 from .images import (
     ImageArguments,
@@ -226,7 +226,7 @@ class LabelledDataset(SeededDataset):
     def __init__(
         self,
         records: Any,
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        transform: Callable[[Picture], torch.Tensor],
         min_size: tuple[int, int],
         seed: int,
         with_mixing_seed: bool = False,

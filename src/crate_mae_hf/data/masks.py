@@ -5,12 +5,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, TypeVar
 
-import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
 from ..configuration_crate import patch_grid_size, to_pair
 from ..configuration_crate_mae import CrateMaeConfig
+from .decoding import Picture
 from .images import (
     DataArguments,
     drop_bad_images,
@@ -32,7 +32,7 @@ class MaskingDataset(SeededDataset):
 
     Args:
         records: Undecoded images under the key "image", by index.
-        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
+        transform: From a picture to a tensor; may draw from PyTorch's default generator.
         config: Configuration of the model.
         seed: Two runs with the same seed see the same crops and masks.
     """
@@ -40,7 +40,7 @@ class MaskingDataset(SeededDataset):
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        transform: Callable[[Picture], torch.Tensor],
         config: CrateMaeConfig,
         seed: int,
     ):
@@ -67,8 +67,8 @@ def is_none_of(record: Mapping[str, Any], identities: Set[Hashable]) -> bool:
 def load_datasets(
     args: DataArguments,
     config: CrateMaeConfig,
-    train_transform: Callable[[PIL.Image.Image], torch.Tensor],
-    eval_transform: Callable[[PIL.Image.Image], torch.Tensor],
+    train_transform: Callable[[Picture], torch.Tensor],
+    eval_transform: Callable[[Picture], torch.Tensor],
     seed: int,
 ) -> tuple[Any, MaskingDataset]:
     """Return the training and the evaluation images that the arguments name.

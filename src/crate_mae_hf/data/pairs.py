@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
@@ -15,7 +14,7 @@ from transformers.utils import logging
 from ..configuration_crate import patch_grid_size, to_pair
 from .augmentation import AugmentationArguments, build_train_transform, output_size
 from .clips import Clip, draw_frames, drop_bad_clips, find_clips
-from .decoding import BadImageError
+from .decoding import BadImageError, Picture
 from .images import DataArguments, decode
 from .masks import load_seeded
 from .seeded import SeededDataset
@@ -23,7 +22,7 @@ from .videos import load_backend
 
 logger = logging.get_logger(__name__)
 
-Transform = Callable[[PIL.Image.Image], torch.Tensor]
+Transform = Callable[[Picture], torch.Tensor]
 
 
 @dataclass

@@ -8,10 +8,10 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 import torch
 
-from .images import decode
+from .decoding import Picture
+from .images import read_pixels, say_how_to_skip
 
 
 @contextmanager
@@ -30,7 +30,7 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
 
     Args:
         records: Undecoded images under the key "image", by index.
-        transform: From a Pillow image to a tensor; may draw from PyTorch's default generator.
+        transform: From a picture to a tensor; may draw from PyTorch's default generator.
         min_size: Smallest usable (height, width), the size of a patch.
         seed: Two runs with the same seed see the same draws.
     """
@@ -40,7 +40,7 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        transform: Callable[[Picture], torch.Tensor],
         min_size: tuple[int, int],
         seed: int,
     ):
@@ -80,7 +80,9 @@ class SeededDataset(torch.utils.data.Dataset, ABC):
 
     def read(self, record: Mapping[str, Any], where: str) -> torch.Tensor:
         """Decode and transform one image; may draw from PyTorch's default generator."""
-        return self.transform(decode(record["image"], self.min_size, where, self.needs_color))
+        with say_how_to_skip():
+            image = read_pixels(record["image"], self.min_size, where, self.needs_color)
+        return self.transform(image)
 
 
 class EndlessBatches(torch.utils.data.Sampler[list[tuple[int, int]]]):

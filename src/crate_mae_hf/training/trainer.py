@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.augmentation import build_normalization
 from ..data.seeded import SeededDataset
 from .checkpoints import last_complete_checkpoint
 from .record import RunRecord, mean_loss
@@ -130,7 +131,16 @@ class SeededTrainer(Trainer):
 
 
 class MaskedAutoencoderTrainer(SeededTrainer):
-    """Trainer of [`CrateMaeForPreTraining`]: in training it computes the loss alone, without visible patches."""
+    """Trainer of [`CrateMaeForPreTraining`]: in training it computes the loss alone, without visible patches.
+
+    Images that come in 8 bits are normalised on the device, by the settings of the image processor.
+    """
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if inputs["pixel_values"].dtype == torch.uint8:
+            inputs["pixel_values"] = build_normalization(self.processing_class)(inputs["pixel_values"])
+        return inputs
 
     def compute_loss(
         self,
