@@ -172,13 +172,11 @@ def main() -> None:
 
     def encode(images: Images) -> np.ndarray:
         batches = image_batches(DecodedImages(images.dataset), processor, num_channels, args.batch_size)
-        settings = feature_settings(model, processor, images.digest, -1, None)
-        extracted = cache.get(settings, lambda: extract_features(model, batches))
+        with_grid = args.features == "grid"
+        settings = feature_settings(model, processor, images.digest, -1, None, with_grid)
+        extracted = cache.get(settings, lambda: extract_features(model, batches, with_grid=with_grid))
         if args.features not in available_features(extracted):
-            raise ValueError(
-                f"`features`: {args.model_name_or_path} has {', '.join(available_features(extracted))}, not "
-                f"{args.features}."
-            )
+            raise ValueError(f"`features`: {args.model_name_or_path} has no {args.features}; all models have the mean.")
         return select_features(extracted, args.features)
 
     is_same = queries.digest == gallery.digest

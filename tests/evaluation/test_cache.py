@@ -90,13 +90,13 @@ def test_a_file_in_place_of_the_folder(tmp_path):
 def test_every_dependency_changes_the_place(cache, config):
     processor = CrateMaeImageProcessor.from_config(config)
 
-    def path(model, processor=processor, data="data", layer=-1, norm=None):
-        return cache.path(feature_settings(model, processor, data, layer, norm))
+    def path(model, processor=processor, data="data", layer=-1, norm=None, with_grid=True):
+        return cache.path(feature_settings(model, processor, data, layer, norm, with_grid))
 
     model = CrateMaeModel(config)
     first = path(model)
     assert path(model) == first
-    others = [path(model, data="other"), path(model, layer=1), path(model, norm=False)]
+    others = [path(model, data="other"), path(model, layer=1), path(model, norm=False), path(model, with_grid=False)]
     others.append(path(model, CrateMaeImageProcessor.from_config(config, image_mean=[0.1, 0.2, 0.3])))
     others.append(path(CrateMaeModel(config)))
     with torch.no_grad():

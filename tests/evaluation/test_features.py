@@ -63,6 +63,7 @@ def test_features_are_what_the_model_gives(config, images):
     model = CrateMaeModel(config).train()
     model.layernorm.eval()
     extracted = extract_features(model, images.split(3))
+    assert set(extract_features(model, images.split(3), with_grid=False)) == {"cls", "mean"}
     assert model.training
     assert not model.layernorm.training  # each module as it was
     tokens = model.eval()(images).last_hidden_state.detach()

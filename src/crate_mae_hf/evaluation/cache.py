@@ -47,7 +47,12 @@ def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def feature_settings(
-    model: PreTrainedModel, processor: BaseImageProcessor, data_digest: str, layer: int, norm: bool | None
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data_digest: str,
+    layer: int,
+    norm: bool | None,
+    with_grid: bool = True,
 ) -> dict[str, Any]:
     """Return what the features of a model depend on; two dicts are equal where features can be shared.
 
@@ -59,6 +64,7 @@ def feature_settings(
         data_digest: `digest_bytes` of the image files.
         layer: Layer of the features, see `layer_tokens`.
         norm: Whether the final norm is applied, see `layer_tokens`.
+        with_grid: Whether the means over the quarters are among them.
     """
     files = {Path(inspect.getfile(module)) for module in (features, adapters)}
     for part in (model, processor):
@@ -71,6 +77,7 @@ def feature_settings(
         "data": data_digest,
         "layer": layer,
         "norm": norm,
+        "with_grid": with_grid,
         "dtype": str(model.dtype),
         "device": model.device.type,
         "code": digest_bytes(file.read_bytes() for file in sorted(files, key=lambda file: file.name) if file.is_file()),

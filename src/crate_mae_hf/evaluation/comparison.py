@@ -259,17 +259,19 @@ def _extract(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the features of each split, from disk where they are."""
     model, layer, norm = encoder.model, settings.layer_index, settings.norm
+    with_grid = settings.features is None or "grid" in settings.features
     module: torch.nn.Module = model  # Transformers' own `to` has no types
     module.to(settings.device)
 
     def extract(split: str) -> dict[str, np.ndarray]:
         def compute() -> dict[str, np.ndarray]:
             description = f"Features of {encoder.name}, {encoder.weights}, {split}"
-            return extract_features(model, _batches(encoder, images.splits[split], settings), layer, norm, description)
+            batches = _batches(encoder, images.splits[split], settings)
+            return extract_features(model, batches, layer, norm, description, with_grid)
 
         if cache is None:
             return compute()
-        key = feature_settings(model, encoder.processor, images.digests[split], layer, norm)
+        key = feature_settings(model, encoder.processor, images.digests[split], layer, norm, with_grid)
         return cache.get(key, compute)
 
     extracted = {split: extract(split) for split in images.splits}

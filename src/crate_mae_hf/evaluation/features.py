@@ -47,6 +47,7 @@ def extract_features(
     layer: int = -1,
     norm: bool | None = None,
     description: str = "Extracting features",
+    with_grid: bool = True,
 ) -> dict[str, np.ndarray]:
     """Encode images, nothing masked, each to one vector.
 
@@ -56,6 +57,7 @@ def extract_features(
         layer: See `layer_tokens`.
         norm: See `layer_tokens`.
         description: Of the progress bar.
+        with_grid: Whether to keep the means over the quarters, two thirds of the memory.
 
     Returns:
         Features of shape `(num_images, d)`, float32: the `"mean"` of the patch tokens, where the model has one the
@@ -75,7 +77,7 @@ def extract_features(
             patches = tokens[:, num_prefix:]
             features["mean"] = patches.mean(dim=1)
             features |= zip(token_parts(model), features["mean"].chunk(2, dim=1), strict=False)  # most have none
-            quarters = quarter_means(patches, pixel_values.shape[2:])
+            quarters = quarter_means(patches, pixel_values.shape[2:]) if with_grid else None
             if quarters is not None:
                 features["grid"] = quarters
             for name, values in features.items():
