@@ -79,7 +79,7 @@ def write_inputs(folder: Path, args: argparse.Namespace, size: Size) -> None:
 def build_flags(
     program: str, folder: Path, args: argparse.Namespace, size: Size, batch_size: int, num_workers: int
 ) -> list[str]:
-    """Return the command line of a program."""
+    """Return the command line of a program but for the output folder."""
     name, shape = ("vit_mae", VIT_MAE_SHAPE) if program == VIT_MAE else ("crate_mae", CRATE_MAE_SHAPE)
     with torch.device("meta"):
         config: Any = build(name, "train", size).config
@@ -177,6 +177,8 @@ def tables(result: dict[str, Any], steps: int) -> str:
                 "freed memory": run["freed_memory"],
                 "images/s": f"{images / median['seconds']:.2f}",
                 "images per CPU second": f"{images / median['cpu_seconds']:.2f}",
+                "system's share": f"{median['system_seconds'] / median['cpu_seconds']:.3f}",
+                "page faults a step": f"{median['page_faults'] / steps:.0f}",
                 "peak MiB": f"{median['peak_memory_mib']:.0f}",
             }
         )

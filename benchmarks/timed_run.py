@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import runpy
 import sys
 import time
@@ -31,13 +32,23 @@ BARE_LOOP = "bare_loop"  # instead of a script
 
 def cpu_seconds() -> float:
     """CPU seconds of this process and of all that it started; those of the system too, where page faults count."""
-    own = os.times()
-    total = own.user + own.system + own.children_user + own.children_system  # of children that have ended
+    total = sum(os.times()[:4])  # with children that have ended
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
             total += times.user + times.system
     return total
+
+
+def read_clocks() -> dict[str, float]:
+    """What a run has taken up to now; the system's seconds and the page faults are those of this process alone."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": time.perf_counter(),
+        "cpu_seconds": cpu_seconds(),
+        "system_seconds": own.ru_stime,
+        "page_faults": own.ru_minflt,
+    }
 
 
 class StepClock(TrainerCallback):
@@ -51,20 +62,20 @@ class StepClock(TrainerCallback):
 
     def __init__(self, first: int, last: int, device: str):
         self.first, self.last, self.device = first, last, device
-        self.readings: dict[int, tuple[float, float]] = {}
+        self.readings: dict[int, dict[str, float]] = {}
 
     def read(self, step: int) -> None:
         if step in (self.first, self.last):
             synchronize(self.device)
-            self.readings[step] = (time.perf_counter(), cpu_seconds())
+            self.readings[step] = read_clocks()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.read(state.global_step)
 
-    def elapsed(self) -> tuple[float, float]:
-        """Return seconds and CPU seconds of the steps that count."""
-        (start, cpu_start), (end, cpu_end) = self.readings[self.first], self.readings[self.last]
-        return end - start, cpu_end - cpu_start
+    def elapsed(self) -> dict[str, float]:
+        """Return what the steps that count have taken."""
+        start, end = self.readings[self.first], self.readings[self.last]
+        return {name: end[name] - start[name] for name in end}
 
 
 def run_bare_loop(clock: StepClock, flags: list[str]) -> None:
@@ -114,9 +125,7 @@ def main() -> None:
         callbacks.append(clock)  # the only way to a Trainer that a script makes
         sys.argv = [args.program, *flags]
         runpy.run_path(str(EXAMPLES / args.program), run_name="__main__")
-    seconds, cpu = clock.elapsed()
-    record = {"seconds": seconds, "cpu_seconds": cpu, "peak_memory_mib": resident_memory("VmHWM")}
-    args.clock_file.write_text(json.dumps(record))
+    args.clock_file.write_text(json.dumps({**clock.elapsed(), "peak_memory_mib": resident_memory("VmHWM")}))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def check_runs(folder: Path, printed: str) -> None:
     ]
     for each in result["runs"]:
         (record,) = each["rounds"]
-        assert all(value > 0 for value in record.values())
+        assert all(record[name] > 0 for name in ("seconds", "cpu_seconds", "peak_memory_mib"))
+        assert min(record["system_seconds"], record["page_faults"]) >= 0
     assert (folder / "results.md").read_text() in printed
     assert "| run_mae.py / bare loop, kept " in printed
     with pytest.raises(SystemExit):  # nothing is written over
