@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
-from benchmarks import data, mlo_mae, run, scaling
+from benchmarks import data, mlo_mae, run, runs, scaling, timed_run
 from benchmarks.literal import LiteralCrateMae
 from benchmarks.models import MODELS, Size, Step, build
 from crate_mae_hf import CrateMaeForPreTraining
@@ -167,3 +168,88 @@ def test_mlo_mae(capsys):
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     (_, plain, *_), (_, cycle, *_) = ([cell.strip() for cell in row[1:-1]] for row in rows)
     assert float(cycle) > float(plain) > 0
+
+
+RUNS = [
+    *SMALL, "--photo_size", "64", "80", "--batch_size", "2", "--num_workers", "0", "--rounds", "1",
+    "--first_steps", "1", "--steps", "2", "--output_dir",
+]  # fmt: skip
+
+
+def check_runs(folder: Path, printed: str) -> None:
+    (result,) = json.loads((folder / "results.json").read_text())["results"]
+    assert [(each["program"], each["freed_memory"]) for each in result["runs"]] == [
+        (program, memory) for program in runs.PROGRAMS for memory in ("given back", "kept")
+    ]
+    for each in result["runs"]:
+        (record,) = each["rounds"]
+        assert all(record[name] > 0 for name in ("seconds", "cpu_seconds", "peak_memory_mib"))
+        assert min(record["system_seconds"], record["page_faults"]) >= 0
+    assert (folder / "results.md").read_text() in printed
+    assert "| run_mae.py / bare loop, kept " in printed
+    with pytest.raises(SystemExit):  # nothing is written over
+        runs.main([*RUNS, str(folder)])
+
+
+def test_runs(tmp_path, monkeypatch, capsys):
+    """All programs in this process, where starting them takes no time."""
+    started, kept = [], []
+
+    def run_here(command: list[str], **kwargs: object) -> subprocess.CompletedProcess:
+        started.append(command[3])
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", command[2:])
+            patch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", list(transformers.trainer.DEFAULT_CALLBACKS))
+            patch.setattr(timed_run, "keep_freed_memory", lambda: kept.append(command[3]))
+            timed_run.main()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(runs.subprocess, "run", run_here)
+    runs.main([*RUNS, str(tmp_path / "out")])
+    check_runs(tmp_path / "out", capsys.readouterr().out)
+    ours, bare, vit_mae = runs.PROGRAMS.values()
+    assert started == [ours, ours, bare, bare, vit_mae, vit_mae]
+    assert kept == [ours, bare, vit_mae]
+
+
+def test_every_round_of_runs_begins_with_another(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(runs, "time_run", lambda program, memory, *args: order.append((program, memory)) or {})
+    args = runs.parse_args([*RUNS, str(tmp_path / "out"), "--rounds", "3", "--programs", runs.OURS, runs.BARE])
+    result = runs.measure(tmp_path, args, Size(48, 2, 3, 32, 8), 2, 0)
+    rounds = [order[:4], order[4:8], order[8:]]
+    assert {first for first, *_ in rounds} == set(order[:3])
+    assert all(sorted(each) == sorted(rounds[0]) for each in rounds)
+    assert [len(each["rounds"]) for each in result["runs"]] == [3] * 4
+
+
+def test_ratios_of_runs_are_those_of_each_round():
+    def rounds(*values: float) -> list[dict[str, float]]:
+        return [{"seconds": value, "cpu_seconds": 2 * value, "peak_memory_mib": 100.0} for value in values]
+
+    found = runs.compare(
+        {
+            "runs": [
+                {"program": runs.OURS, "freed_memory": "kept", "rounds": rounds(2, 6, 9)},
+                {"program": runs.BARE, "freed_memory": "kept", "rounds": rounds(1, 2, 6)},
+            ]
+        }
+    )
+    (ratio,) = found
+    assert (ratio["of"], ratio["to"]) == ((runs.OURS, "kept"), (runs.BARE, "kept"))
+    assert ratio["cpu_seconds"] == ratio["seconds"] == {"median": 2.0, "min": 1.5, "max": 3.0}
+    assert ratio["peak_memory_mib"]["median"] == 1
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own(tmp_path, capsys):
+    runs.main([*RUNS, str(tmp_path / "out")])
+    check_runs(tmp_path / "out", capsys.readouterr().out)
+
+
+def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, stderr="error: the disk is full")
+    monkeypatch.setattr(runs.subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(SystemExit, match=r"run_mae.py failed:\nerror: the disk is full"):
+        runs.main([*RUNS, str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
