@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageMode
 import torch
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import (
@@ -325,26 +326,39 @@ class CrateMaeImageProcessorMixin(BaseImageProcessor):
         return settings
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
         """Return the class of each pixel, one `(height, width)` per image.
 
         Args:
             outputs: Output of a model for semantic segmentation: `logits`, `(batch_size, num_labels, height, width)`.
             target_sizes: (height, width) of each result; those of the logits when left out. Logits are interpolated
                 bilinearly.
+            return_segmentation_scores: Whether each result is a `SemanticSegmentationPostProcessorOutput` of
+                Transformers, with the classes in `segmentation` and the logits in `segmentation_scores`.
 
         Raises:
             ValueError: If there is not one target size per image.
         """
-        logits = outputs.logits
-        if target_sizes is None:
-            return list(logits.argmax(dim=1))
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"`target_sizes` must have {len(logits)} sizes, one per image, got {len(target_sizes)}.")
+        scores = list(outputs.logits)
+        if target_sizes is not None:
+            if len(target_sizes) != len(scores):
+                raise ValueError(
+                    f"`target_sizes` must have {len(scores)} sizes, one per image, got {len(target_sizes)}."
+                )
+            scores = [
+                torch.nn.functional.interpolate(each[None], size=tuple(size), mode="bilinear")[0]
+                for each, size in zip(scores, target_sizes, strict=True)
+            ]
+        segmentations = [each.argmax(dim=0) for each in scores]
+        if not return_segmentation_scores:
+            return segmentations
         return [
-            torch.nn.functional.interpolate(each[None], size=tuple(size), mode="bilinear")[0].argmax(dim=0)
-            for each, size in zip(logits, target_sizes, strict=True)
+            SemanticSegmentationPostProcessorOutput(data={"segmentation": segmentation, "segmentation_scores": each})
+            for segmentation, each in zip(segmentations, scores, strict=True)
         ]
 
     def _validate_preprocess_kwargs(

@@ -11,8 +11,13 @@ import torch
 from hf_conformance import test_modeling_common
 from hf_conformance.test_backbone_common import BackboneTesterMixin
 from hf_conformance.test_configuration_common import ConfigTester
-from hf_conformance.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+from hf_conformance.test_image_processing_common import (
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
 from hf_conformance.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from crate_mae_hf import CrateMaeImageProcessor, CrateMaeImageProcessorPil
 from crate_mae_hf.registry import MODELS
@@ -139,8 +144,12 @@ class CrateMaeImageProcessorTester(ImageProcessingTester):
     def _get_image_processing_classes(self):  # the mixin would look this folder's name up in the library
         return {"torchvision": CrateMaeImageProcessor, "pil": CrateMaeImageProcessorPil}
 
+    def prepare_post_process_semantic_segmentation_inputs(self):  # of a size with a height and a width
+        shape = {"num_labels": 5, "height": 18, "width": 16}
+        return {"outputs": SemanticSegmenterOutput(logits=torch.randn(self.batch_size, *shape.values()))}, shape
 
-class CrateMaeImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
+
+class CrateMaeImageProcessorTest(PostProcessSemanticSegmentationTestMixin, ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = CrateMaeImageProcessorTester
 
     @unittest.skip("starts a process that knows Transformers only; tests/core runs without torchvision for real")
