@@ -2,7 +2,7 @@
 
 N is the number of tokens of an image (patches and the cls token), d their width, K the number of heads, m the number of
 masked patches, P the values of a patch, L_e and L_d the numbers of encoder and decoder layers, B the images of a GPU in
-a step, G the number of GPUs.
+a step, G the number of GPUs. Encoder and decoder have the same number of heads, as in every published size.
 """
 
 import argparse
@@ -116,9 +116,12 @@ def image_bytes(config: CrateMaeConfig, checkpointing: bool = False) -> int:
 
 
 def step_bytes(config: CrateMaeConfig, checkpointing: bool = False) -> int:
-    r"""Bytes that a step keeps whatever the batch, in bfloat16: every M, with checkpointing one, and the gathered head.
+    r"""Bytes in bfloat16 that a step keeps whatever the batch.
 
-    2 L_e d² + 2 d P
+        2 L_e d² + 2 d P
+
+    The folded dictionary M of each encoder layer (with activation checkpointing of one), and the prediction head, which
+    FSDP2 leaves gathered between forward and backward, as all that is in no layer.
     """
     _, _, values = lengths(config)
     folded = 1 if checkpointing else config.num_hidden_layers
@@ -126,7 +129,7 @@ def step_bytes(config: CrateMaeConfig, checkpointing: bool = False) -> int:
 
 
 def gpu_bytes(config: CrateMaeConfig, batch_size: int, num_gpus: int, checkpointing: bool = False) -> int:
-    """Bytes on a GPU with FSDP2: `state_bytes` / G + `step_bytes` + B x `image_bytes`."""
+    """Bytes on the fullest GPU with FSDP2: `state_bytes` + `step_bytes` + B `image_bytes`."""
     kept = step_bytes(config, checkpointing) + batch_size * image_bytes(config, checkpointing)
     return state_bytes(config, num_gpus) + kept
 
@@ -143,8 +146,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/plan"))
     args = parser.parse_args(arguments)
     for name in ("num_gpus", "epochs", "workers", "images_per_core"):
-        if getattr(args, name) <= 0:
-            parser.error(f"`--{name}` must be positive, got {getattr(args, name)}.")
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"`--{name}` must be positive and finite, got {getattr(args, name)}.")
     if min(args.batch_size) < 1:
         parser.error(f"`--batch_size` must be at least 1, got {min(args.batch_size)}.")
     if (args.output_dir / "plan.json").exists():

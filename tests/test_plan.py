@@ -56,14 +56,13 @@ def test_operations_of_the_base_size_are_those_counted(checkpointing):
 @pytest.fixture
 def ranks() -> Iterator[None]:
     """This process as the first of eight, whose messages go nowhere: what it holds is what it would hold."""
-    pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     init_process_group("fake", rank=0, world_size=NUM_GPUS, store=HashStore())
     yield
     destroy_process_group()
 
 
 def shard(size: Size) -> CrateMaeForPreTraining:
-    """A model as `examples/recipes/fsdp.yaml` shards it."""
+    """A model as accelerate shards it with `examples/recipes/fsdp.yaml`."""
     model = CrateMaeForPreTraining(configure(size)).train()
     options = {
         "mesh": init_device_mesh("cpu", (NUM_GPUS,)),
@@ -186,7 +185,7 @@ def test_document_has_the_tables(tmp_path, capsys):
     assert "holds results already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--num_gpus", "0"], ["--batch_size", "0"], ["--images_per_core", "-1"]])
+@pytest.mark.parametrize("flags", [["--num_gpus", "0"], ["--batch_size", "0"], ["--images_per_core", "nan"]])
 def test_what_nothing_can_be_planned_for_is_refused(flags, tmp_path, capsys):
     with pytest.raises(SystemExit):
         plan.main([*flags, "--output_dir", str(tmp_path)])
