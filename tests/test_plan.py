@@ -12,6 +12,7 @@ import yaml
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 - registers the backend "fake"
 
 from benchmarks import plan
 from benchmarks.models import Size, Step
