@@ -194,9 +194,7 @@ def build_segmentation_transform(
         steps = [v2.RandomResizedCrop(size, scale=(min_crop_scale, 1.0), interpolation=bicubic, antialias=True)]
     if horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
-    steps.append(v2.ToDtype(torch.float32, scale=True))  # of the image; the mask stays
-    if getattr(processor, "do_normalize", True):
-        steps.append(v2.Normalize(processor.image_mean, processor.image_std))
+    steps.append(build_normalization(processor))  # of the image; the mask stays
     return partial(transform_segmented, v2.Compose(steps), num_channels, needs_color(processor))
 
 
