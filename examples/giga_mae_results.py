@@ -7,7 +7,7 @@
     python examples/giga_mae_results.py --output_dir outputs/giga_mae_results --seeds 42 1 2
 
 Runs `run_giga_mae.py` with its recipe for each graph, encoder and seed; what is there is not run again. Leaves
-`results.md` and `results.json` in the output folder. About half a minute a run on one CPU core.
+`results.md` and `results.json` in the output folder. Half a minute to two minutes a run on one CPU core.
 """
 
 import argparse
