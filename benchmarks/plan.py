@@ -44,18 +44,22 @@ def image_operations(config: CrateMaeConfig, checkpointing: bool = False) -> int
 
     18 N d² + 14 N² d                each layer: three products (U, O, folded ISTA or D), forward and twice backward;
                                      attention, two products of N x N forward and five backward
+    - (N - m) (6 d² + 14 N d)        the last one: attention from the masked patches alone, and their O
     4 (N - 1) P d                    embedding: forward and the weight's gradient
     6 m d P                          prediction of the masked patches
     + 6 N d² + 4 N² d                each encoder layer again with activation checkpointing
     + 4 N d² + 4 N² d                each decoder layer again: it stops before O, whose output no gradient needs
+    - 4 (N - m) N d                  the last one
     """
     tokens, masked, values = lengths(config)
     width, encoder, decoder = config.hidden_size, config.num_hidden_layers, cast(int, config.decoder_num_hidden_layers)
     product, attention = 2 * tokens * width**2, 2 * tokens**2 * width
     operations = (encoder + decoder) * (9 * product + 7 * attention)
+    operations -= (tokens - masked) * (6 * width**2 + 14 * tokens * width)
     operations += 4 * (tokens - 1) * values * width + 6 * masked * width * values
     if checkpointing:
         operations += encoder * (3 * product + 2 * attention) + decoder * (2 * product + 2 * attention)
+        operations -= 4 * (tokens - masked) * tokens * width
     return operations
 
 
@@ -102,6 +106,7 @@ def image_bytes(config: CrateMaeConfig, checkpointing: bool = False) -> int:
 
         10 N d + 4 N (K + 4)             each layer: input, its norm, codes U, attention's output and z_half or y_half;
                                          in float32 attention's log-sums and the two numbers of two norms
+        2 m d - (N - m) (2 d + 4 K)      the last one: queries of their own, no output for visible patches
         2 N d + 4 m d + 2 x the image    encoder's last output, decoder's last masked tokens and their norm, the image
         4 m P                            errors of the masked patches in float32
 
@@ -112,7 +117,8 @@ def image_bytes(config: CrateMaeConfig, checkpointing: bool = False) -> int:
     width, layers = config.hidden_size, config.num_hidden_layers + cast(int, config.decoder_num_hidden_layers)
     layer = 10 * tokens * width + 4 * tokens * (config.num_attention_heads + 4)
     rest = 2 * tokens * width + 4 * masked * width + 2 * (tokens - 1) * values + 4 * masked * values
-    return rest + (layers * 2 * tokens * width + layer if checkpointing else layers * layer)
+    last = 2 * masked * width - (tokens - masked) * (2 * width + 4 * config.num_attention_heads)
+    return rest + (layers * 2 * tokens * width + layer if checkpointing else layers * layer + last)
 
 
 def step_bytes(config: CrateMaeConfig, checkpointing: bool = False) -> int:

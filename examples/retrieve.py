@@ -37,6 +37,7 @@ from crate_mae_hf.evaluation.encoders import load_encoder
 from crate_mae_hf.evaluation.features import (
     FEATURES,
     available_features,
+    default_workers,
     extract_features,
     image_batches,
     select_features,
@@ -67,6 +68,10 @@ class Arguments:
     features: Literal[FEATURES] = field(default="mean", metadata={"help": "What stands for an image."})  # type: ignore[valid-type]
     num_drawn: int = field(default=8, metadata={"help": "Queries in the picture, evenly spread over all."})
     batch_size: int = field(default=64, metadata={"help": "Images in memory at a time."})
+    num_workers: int = field(
+        default_factory=default_workers,
+        metadata={"help": "Processes that decode and preprocess images; one per core up to 8 when left out."},
+    )
     output_dir: str = field(default="outputs/retrieval", metadata={"help": "A new or empty folder."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow a folder with contents; files of the same name are replaced."}
@@ -79,6 +84,8 @@ class Arguments:
         for name in ("k", "num_drawn", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_workers < 0:
+            raise ValueError(f"`num_workers` must not be negative, got {self.num_workers}.")
 
 
 @dataclass
@@ -171,7 +178,8 @@ def main() -> None:
     cache, num_channels = FeatureCache(args.feature_cache_dir), getattr(model.config, "num_channels", 3)
 
     def encode(images: Images) -> np.ndarray:
-        batches = image_batches(DecodedImages(images.dataset), processor, num_channels, args.batch_size)
+        pictures = DecodedImages(images.dataset, processor)
+        batches = image_batches(pictures, processor, num_channels, args.batch_size, args.num_workers)
         with_grid = args.features == "grid"
         settings = feature_settings(model, processor, images.digest, -1, None, with_grid)
         extracted = cache.get(settings, lambda: extract_features(model, batches, with_grid=with_grid))

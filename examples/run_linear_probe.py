@@ -25,6 +25,8 @@ from crate_mae_hf.cli import check_output_dir, clear_errors, parse_arguments
 from crate_mae_hf.data.labels import LabelledDataArguments, LabelledImages, load_labelled_datasets
 from crate_mae_hf.evaluation.cache import FeatureCache
 from crate_mae_hf.evaluation.comparison import ProbeImages, ProbeSettings, compare, load_encoders
+from crate_mae_hf.evaluation.encoders import fastest_dtype
+from crate_mae_hf.evaluation.features import default_workers
 from crate_mae_hf.evaluation.probes import C_GRID, HELD_OUT
 from crate_mae_hf.evaluation.results import library_versions
 from crate_mae_hf.tables import Row, markdown_table, text_table
@@ -48,7 +50,14 @@ class ProbeArguments(ProbeSettings):
         default_factory=lambda: ["outputs/demo"], metadata={"help": "Folders, or models on the Hub."}
     )
     random_init: bool = field(default=False, metadata={"help": "Add each model with fresh weights of the same shape."})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "Of the weights."})
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="float32",
+        metadata={"help": 'Of the weights; "auto" takes bfloat16 where the device multiplies faster in it.'},
+    )
+    num_workers: int = field(
+        default_factory=default_workers,
+        metadata={"help": "Processes that decode and preprocess images; one per core up to 8 when left out."},
+    )
     output_dir: str = field(default="outputs/linear_probe", metadata={"help": "A new or empty folder."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Allow a folder with contents; files of the same name are replaced."}
@@ -90,6 +99,9 @@ def main() -> None:
         data_args.dataset_name = str(DATA)
     cache = None if args.no_feature_cache else FeatureCache(args.feature_cache_dir)
     random_seed = args.seed if args.random_init else None
+    if args.dtype == "auto":
+        args.dtype = str(fastest_dtype(str(args.device))).removeprefix("torch.")
+        print(f"Models run in {args.dtype}.")
     encoders = load_encoders(args.model_name_or_path, getattr(torch, args.dtype), random_seed)
     images = load_labelled_datasets(data_args, (1, 1), args.seed)
     probed = ProbeImages(images.train, images.test)

@@ -226,8 +226,25 @@ def test_loss_alone_predicts_masked_patches_alone(config, pixel_values):
     noise = torch.rand(2, 16)
     expected = loss_and_gradients(model, pixel_values, noise=noise)
     actual = loss_and_gradients(model, pixel_values, noise=noise, return_logits=False)
-    assert shapes == [(2, 16, 192), (24, 192)]
+    assert shapes == [(2, 16, 192), (2, 12, 192)]
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_loss_alone_attends_from_masked_patches_alone(config, pixel_values, implementation):
+    """In the last decoder layer, with every token as a key; no token of an image is taken for that of another."""
+    model = CrateMaeForPreTraining(config)
+    model.set_attn_implementation(implementation)
+    shapes = []
+    for layer in model.decoder.layers:
+        layer.mssa.o_proj.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    mask = torch.stack([torch.arange(16) < 3, torch.arange(16) > 5])
+    loss = model(pixel_values, bool_masked_pos=mask, return_logits=False).loss
+    width = config.hidden_size
+    assert shapes == [(2, 17, width)] * (config.decoder_num_hidden_layers - 1) + [(2, 10, width)]
+    with torch.no_grad():
+        expected = model(pixel_values, bool_masked_pos=mask)
+    torch.testing.assert_close(loss, expected.loss)
 
 
 def test_errors_of_patches(config, pixel_values):
@@ -239,8 +256,10 @@ def test_errors_of_patches(config, pixel_values):
     torch.testing.assert_close(errors[1, 5], (outputs.logits - model.patchify(pixel_values))[1, 5].square().mean())
     masked = outputs.mask.bool()
     torch.testing.assert_close(errors[masked].mean(), outputs.loss)
-    alone = model.patch_errors(pixel_values, outputs.logits[masked], masked)
-    assert torch.equal(alone, errors[masked])
+    positions = torch.tensor([[2, 7, 5], [15, 0, 0]])
+    some = [image[chosen] for image, chosen in zip(outputs.logits, positions, strict=True)]
+    alone = model.patch_errors(pixel_values, torch.stack(some), positions)
+    assert torch.equal(alone, errors.gather(1, positions))
 
 
 def test_images_are_checked_once(config, pixel_values, monkeypatch):

@@ -92,6 +92,8 @@ def test_bad_input_ends_with_one_line(run, tmp_path):
         run("--k", 11)
     with pytest.raises(SystemExit, match=r"^error: `num_drawn` must be at least 1, got 0"):
         run("--num_drawn", 0)
+    with pytest.raises(SystemExit, match=r"^error: `num_workers` must not be negative, got -1"):
+        run("--num_workers", -1)
     with pytest.raises(SystemExit, match=r"^error: `features`: .* has no color; all models have the mean"):
         run("--features", "color")
     assert not (tmp_path / "out").exists()

@@ -87,6 +87,13 @@ def test_a_comparison(run, checkpoint, tmp_path, capsys):
     assert re.search(r"^\| probes: seed +\| 0 \|$", (tmp_path / "out" / "results.md").read_text(), re.MULTILINE)
 
 
+def test_the_type_that_is_measured_is_recorded(run, checkpoint, capsys):
+    results = run(checkpoint, flags=["--features", "mean", "--dtype", "auto", "--num_workers", "0"])
+    dtype = results["probes"]["dtype"]
+    assert dtype in ("float32", "bfloat16")
+    assert f"Models run in {dtype}." in capsys.readouterr().out
+
+
 def test_accuracy_is_that_of_scikit_learn_on_the_same_features(run, checkpoint, images):
     (row,) = run(checkpoint, flags=["--features", "mean", "--layer", "2", "--norm", "false"])["results"]
     model, processor = AutoModel.from_pretrained(checkpoint), CrateMaeImageProcessor.from_pretrained(checkpoint)

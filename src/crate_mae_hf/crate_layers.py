@@ -51,6 +51,13 @@ def rename_out_proj(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
             state_dict[f"{prefix}o_proj.{name}"] = state_dict.pop(f"{prefix}out_proj.{name}")
 
 
+def select_tokens(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the tokens `(batch_size, M, d)` of `(batch_size, N, d)` at the positions `(batch_size, M)`."""
+    first = torch.arange(hidden_states.shape[0], device=positions.device) * hidden_states.shape[1]
+    rows = (first.unsqueeze(1) + positions).flatten()  # the backward of a gather would keep an index for each number
+    return hidden_states.flatten(0, 1).index_select(0, rows).unflatten(0, positions.shape)
+
+
 class CrateMSSA(nn.Module):
     r"""Multi-head subspace self-attention (MSSA): one step that compresses tokens against K learned subspaces.
 
@@ -82,20 +89,26 @@ class CrateMSSA(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        query_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map `(batch_size, N, d)` to the same shape, and to the attention maps where the implementation gives them.
 
         With an attention mask `(batch_size or 1, K or 1, N, N)`, True where a token is attended to (or what is added to
-        the scores), a token sees only those.
+        the scores), a token sees only those. With query positions `(batch_size, M)` the tokens there alone are mapped,
+        to `(batch_size, M, d)`; they still see all.
         """
-        codes = self.subspace_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, N, d / K)
+        projected = self.subspace_proj(hidden_states)
+        codes = queries = projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, N, d / K)
+        if query_positions is not None:
+            selected = select_tokens(projected, query_positions)
+            queries = selected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         outputs, attention_probs = attention_interface(
             self,
-            codes,
+            queries,
             codes,
             codes,
             attention_mask,

@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_crate import to_pair
 from .configuration_crate_mae import CrateMaeConfig
 from .crate_heads import CrateBackboneMixin, CrateClassifierMixin, CrateEncoderPreTrainedModel, pool
-from .crate_layers import CrateISTA, CrateLayer, CrateMSSA, drop_path_schedule
+from .crate_layers import CrateISTA, CrateLayer, CrateMSSA, drop_path_schedule, select_tokens
 from .crate_ops import apply_norm, normed_product
 from .crate_patches import CratePatchGrid, CratePatchProjection, interpolate_position_table, sincos_position_table
 
@@ -114,6 +114,8 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
     """Decoder layer g, the approximate inverse of an encoder layer: back from the sparse code, then decompress.
 
     y_half = LN(y) Dᵀ,   y' = y_half - MSSA(LN(y_half))
+
+    With query positions `(batch_size, M)` only the tokens there are mapped, which still see all.
     """
 
     def __init__(self, config: CrateMaeConfig):
@@ -124,14 +126,26 @@ class CrateMaeDecoderLayer(GradientCheckpointingLayer):
         self.mssa = CrateMSSA(config, cast(int, config.decoder_num_attention_heads))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
         hidden_states = normed_product(*apply_norm(self.layernorm_before, hidden_states), self.dictionary.T)
-        compressed, _ = self.mssa(self.layernorm_after(hidden_states), **kwargs)
+        normed = self.layernorm_after(hidden_states)
+        if query_positions is not None:
+            hidden_states = select_tokens(hidden_states, query_positions)
+        compressed, _ = self.mssa(normed, query_positions=query_positions, **kwargs)
         return hidden_states - self.dropout(compressed)
 
 
 class CrateMaeDecoder(nn.Module):
-    """Decoder layers, `(batch_size, N, d)` to the same shape, and what the model predicts pixels with."""
+    """Decoder layers, `(batch_size, N, d)` to the same shape, and what the model predicts pixels with.
+
+    With query positions `(batch_size, M)` the last layer maps the tokens there alone, to `(batch_size, M, d)`: nothing
+    that comes after it mixes tokens.
+    """
 
     def __init__(self, config: CrateMaeConfig):
         super().__init__()
@@ -141,10 +155,16 @@ class CrateMaeDecoder(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.final_layer_norm_eps)
         self.prediction_head = nn.Linear(config.hidden_size, patch_height * patch_width * config.num_channels)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        for layer in self.layers:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        *layers, last_layer = self.layers
+        for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return hidden_states
+        return last_layer(hidden_states, query_positions, **kwargs)
 
 
 class CrateMaePreTrainedModel(CrateEncoderPreTrainedModel):
@@ -322,7 +342,7 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         return self.decoder.prediction_head(self.decoder.layernorm(tokens))
 
     def patch_errors(
-        self, pixel_values: torch.Tensor, logits: torch.Tensor, bool_masked_pos: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, logits: torch.Tensor, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
         r"""Mean squared error of each patch, in float32.
 
@@ -332,16 +352,15 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
 
         Args:
             pixel_values: Images of shape `(batch_size, num_channels, height, width)` that fit the model.
-            logits: Predicted patches y of shape `(batch_size, num_patches, P)`.
-            bool_masked_pos: Boolean, `(batch_size, num_patches)`: says that the logits are those of the masked patches
-                alone, over all images, `(number of masked patches, P)`.
+            logits: Predicted patches y of shape `(batch_size, num_patches, P)`, or `(batch_size, M, P)`.
+            positions: Which M patches of each image are predicted, `(batch_size, M)`; all when left out.
 
         Returns:
-            Errors of shape `(batch_size, num_patches)`, or `(number of masked patches,)`.
+            Errors of shape `(batch_size, num_patches)`, or `(batch_size, M)`.
         """
         targets = self.patch_targets(pixel_values)
-        if bool_masked_pos is not None:
-            targets = targets[bool_masked_pos]
+        if positions is not None:
+            targets = select_tokens(targets, positions)
         return (logits.float() - targets).pow(2).mean(dim=-1)
 
     def forward_loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -423,19 +442,19 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
         outputs: BaseModelOutputWithPooling = self.crate_mae(
             pixel_values, bool_masked_pos, interpolate_pos_encoding, **kwargs
         )
-        tokens = self.decoder(outputs.last_hidden_state, **kwargs)
         mask = bool_masked_pos.float()
         logits, loss = None, None
         if return_logits:
+            tokens = self.decoder(outputs.last_hidden_state, **kwargs)
             logits = self.predict(tokens[:, 1:])
             loss = self.forward_loss(pixel_values, logits, mask) if return_loss else None
         else:
-            positions = (
-                nn.functional.pad(bool_masked_pos, (1, 0)).flatten().nonzero().squeeze(1)
-            )  # behind the cls token
-            predictions = self.predict(tokens.flatten(0, 1).index_select(0, positions))
-            errors = self.patch_errors(pixel_values, predictions, bool_masked_pos)
-            loss = errors.sum() / max(len(errors), 1)
+            # The masked patches in front; images with fewer of them than others are filled up, at weight 0.
+            num_masked = max(int(bool_masked_pos.sum(dim=1).max()), 1)
+            positions = mask.argsort(dim=1, descending=True, stable=True)[:, :num_masked]
+            tokens = self.decoder(outputs.last_hidden_state, positions + 1, **kwargs)  # behind the cls token
+            errors = self.patch_errors(pixel_values, self.predict(tokens), positions)
+            loss = (errors * mask.gather(1, positions)).sum() / mask.sum().clamp(min=1)
         # Without noise, visible and masked patches keep their order; ONNX has no stable sort that would do the same.
         ranking = mask * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device) if noise is None else noise
         return CrateMaeForPreTrainingOutput(

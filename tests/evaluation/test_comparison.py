@@ -4,12 +4,22 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from transformers import ConvNextConfig, ConvNextImageProcessor, ConvNextModel
+import torch
+from transformers import ConvNextConfig, ConvNextImageProcessor, ConvNextModel, ViTImageProcessor
 
-from crate_mae_hf import CrateMaeImageProcessor, CrateMaeModel
+from crate_mae_hf import CrateMaeImageProcessor, CrateMaeImageProcessorPil, CrateMaeModel
 from crate_mae_hf.evaluation import comparison
 from crate_mae_hf.evaluation.cache import FeatureCache
-from crate_mae_hf.evaluation.comparison import Encoder, ProbeImages, ProbeSettings, compare, load_encoders
+from crate_mae_hf.evaluation.comparison import (
+    DecodedImages,
+    Encoder,
+    ProbeImages,
+    ProbeSettings,
+    compare,
+    load_encoders,
+)
+from crate_mae_hf.evaluation.features import image_batches
+from crate_mae_hf.image_processing_crate_mae import CrateMaeImageProcessorMixin
 
 
 def make_split(folder, count: int) -> datasets.Dataset:
@@ -55,6 +65,29 @@ def test_one_row_per_encoder_and_kind_of_features(encoder, images):
     assert (rows[-1]["linear"], rows[-1]["knn"]) == (1.0, 1.0)  # brightness is easy to see
     (row,) = compare([encoder], images, settings(features=["mean"], layer="1", norm=False))
     assert (row["features"], row["layer"], row["norm"]) == ("mean", "1", "no")
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("processor_class", [CrateMaeImageProcessor, CrateMaeImageProcessorPil, ViTImageProcessor])
+def test_jpegs_come_as_pixels_where_the_processor_is_on_torchvision(tmp_path, processor_class, num_channels):
+    """To the same pixel values; pictures that are no plain JPEG stay Pillow's beside them."""
+    colour = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    pictures = {"a.jpg": colour, "b.jpg": colour.convert("L"), "c.jpg": colour.convert("CMYK"), "d.png": colour}
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    images = datasets.Dataset.from_dict({"image": [str(tmp_path / name) for name in pictures]})
+    images = images.cast_column("image", datasets.Image(decode=False))
+    size, half = {"height": 32, "width": 32}, [0.5] * num_channels
+    processor = processor_class(size=size, crop_size=size, image_mean=half, image_std=half)
+    if isinstance(processor, CrateMaeImageProcessorMixin):
+        processor.num_channels = num_channels
+    decoded = DecodedImages(images, processor)
+    is_quick = processor_class is not CrateMaeImageProcessorPil
+    assert [isinstance(decoded[i], torch.Tensor) for i in range(4)] == [is_quick, is_quick, False, False]
+    (actual,) = image_batches(decoded, processor, num_channels)
+    (expected,) = image_batches(DecodedImages(images), processor, num_channels)
+    assert actual.shape == (4, num_channels, 32, 32)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
 def test_few_labels_are_columns_of_their_own(encoder, images, monkeypatch):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,8 +15,9 @@ from transformers import (
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from crate_mae_hf import CrateMaeForPreTraining
+from crate_mae_hf.evaluation import encoders
 from crate_mae_hf.evaluation.cache import digest_tensors
-from crate_mae_hf.evaluation.encoders import load_encoder, random_encoder
+from crate_mae_hf.evaluation.encoders import fastest_dtype, load_encoder, random_encoder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 
@@ -74,3 +77,20 @@ def test_a_vit_mae_without_positions_is_pointed_out(tmp_path, caplog):
     load_encoder(str(tmp_path))
     assert "positions are all zero" in caplog.text
     assert isinstance(AutoModel.from_pretrained(tmp_path), type(model.vit))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((2.0, 1.0), torch.bfloat16), ((1.0, 2.0), torch.float32)])
+def test_the_type_is_that_of_the_faster_product(monkeypatch, seconds, expected):
+    class FakeTimer:
+        """Runs the statement once, and says what it is told to."""
+
+        def __init__(self, statement, globals, num_threads):
+            product = eval(statement, globals)
+            self.seconds = seconds[product.dtype == torch.bfloat16]
+
+        def blocked_autorange(self, min_run_time):
+            return SimpleNamespace(median=self.seconds)
+
+    assert fastest_dtype("cpu", size=8) in (torch.float32, torch.bfloat16)
+    monkeypatch.setattr(encoders, "Timer", FakeTimer)
+    assert fastest_dtype("cpu", size=8) == expected

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -21,8 +23,10 @@ from crate_mae_hf.adapters import layer_tokens
 from crate_mae_hf.evaluation.encoders import random_encoder
 from crate_mae_hf.evaluation.features import (
     available_features,
+    default_workers,
     extract_features,
     image_batches,
+    preprocess,
     quarter_means,
     select_features,
 )
@@ -202,3 +206,16 @@ def test_images_of_any_mode_for_processors_that_take_one():
     (one,) = image_batches(images, grey, 1)
     assert one.shape == (4, 1, 16, 16)
     torch.testing.assert_close(one[0], one[1])
+
+
+def test_grey_pixels_are_refused_where_colour_is_needed():
+    images = [torch.zeros(1, 30, 30, dtype=torch.uint8)]
+    assert preprocess(CrateMaeImageProcessor(), 3, images).shape == (1, 3, 224, 224)
+    with pytest.raises(ValueError, match="in colour, got an image of shape"):
+        preprocess(CrateMaeImageProcessor(needs_color=True), 3, images)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 2), (64, 8)])
+def test_workers_follow_the_cores(monkeypatch, cores, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert default_workers() == workers

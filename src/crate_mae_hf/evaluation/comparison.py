@@ -6,15 +6,16 @@ from functools import cached_property
 
 import datasets
 import numpy as np
-import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..adapters import TOWERS, inference, layer_tokens, token_parts
-from ..data.images import decode, image_bytes
+from ..data.decoding import Picture
+from ..data.images import image_bytes, read_image, read_pixels, say_how_to_skip
 from ..loading import load
 from ..tables import Row
 from .cache import FeatureCache, digest_bytes, feature_settings
@@ -132,16 +133,24 @@ class ProbeImages:
 
 
 class DecodedImages(Dataset):
-    """Decodes the images of a dataset when they are asked for."""
+    """Decodes the images of a dataset when they are asked for.
 
-    def __init__(self, dataset: datasets.Dataset):
+    Args:
+        dataset: Undecoded images in the column "image".
+        processor: What they go to. One on torchvision gets plain JPEGs as pixels in 8 bits, `(channels, height,
+            width)`: the same, with fewer copies. All others are Pillow images.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, processor: BaseImageProcessor | None = None):
         self.dataset = dataset
+        self.read = read_pixels if isinstance(processor, TorchvisionBackend) else read_image
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> PIL.Image.Image:
-        return decode(self.dataset[index]["image"], (1, 1), f"number {index}")
+    def __getitem__(self, index: int) -> Picture:
+        with say_how_to_skip():
+            return self.read(self.dataset[index]["image"], (1, 1), f"number {index}")
 
 
 def load_encoders(
@@ -250,7 +259,7 @@ def _describe(encoder: Encoder, images: ProbeImages, settings: ProbeSettings) ->
 
 def _batches(encoder: Encoder, dataset: datasets.Dataset, settings: ProbeSettings) -> DataLoader:
     """Return the pixel values that an encoder takes, batch by batch."""
-    images = DecodedImages(dataset)
+    images = DecodedImages(dataset, encoder.processor)
     return image_batches(images, encoder.processor, encoder.num_channels, settings.batch_size, settings.num_workers)
 
 

@@ -1,5 +1,6 @@
 """Features of images from any vision model of Transformers: one vector per image, of any layer."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import ChannelDimension
 
 from ..adapters import TOWERS, inference, layer_tokens, token_parts
-from ..image_processing_crate_mae import check_color, pil_to_array, warn_of_padding
+from ..image_processing_crate_mae import adapt_channels, check_color, pil_to_array, warn_of_padding
 
 # What features there are: the cls token, the mean of the patch tokens, both side by side, and the means of the patch
 # tokens over each quarter of the image, which keep where things are. Of a split-brain autoencoder also the half of the
@@ -99,8 +101,19 @@ def select_features(extracted: Mapping[str, np.ndarray], name: str) -> np.ndarra
     return np.hstack([extracted[part] for part in name.split("_")])
 
 
+def _with_channels(image: Any, num_channels: int, needs_color: bool) -> Any:
+    """Return an image in grey or in colour; arrays as they are."""
+    if isinstance(image, PIL.Image.Image):
+        if needs_color:
+            check_color(image)
+        return PIL.Image.fromarray(pil_to_array(image, num_channels))
+    if isinstance(image, torch.Tensor):
+        return adapt_channels(image, num_channels, ChannelDimension.FIRST, needs_color)
+    return image
+
+
 def preprocess(
-    processor: BaseImageProcessor, num_channels: int, images: Sequence[PIL.Image.Image | np.ndarray]
+    processor: BaseImageProcessor, num_channels: int, images: Sequence[PIL.Image.Image | np.ndarray | torch.Tensor]
 ) -> torch.Tensor:
     """Return the pixel values of images, `(num_images, num_channels, height, width)`.
 
@@ -110,21 +123,23 @@ def preprocess(
         ValueError: If the image processor cannot take them.
     """
     warn_of_padding(processor)
-    if getattr(processor, "needs_color", False):
-        for image in images:
-            if isinstance(image, PIL.Image.Image):
-                check_color(image)
     if num_channels in (1, 3):
-        images = [
-            PIL.Image.fromarray(pil_to_array(image, num_channels)) if isinstance(image, PIL.Image.Image) else image
-            for image in images
-        ]
+        images = [_with_channels(image, num_channels, getattr(processor, "needs_color", False)) for image in images]
     try:
         return processor(cast(Any, list(images)), return_tensors="pt")["pixel_values"]
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{type(processor).__name__} cannot take images of {num_channels} channels: {error}"
         ) from error
+
+
+def default_workers() -> int:
+    """Return how many processes prepare images unless asked for otherwise: one per core up to 8, none beside one core.
+
+    They wait most of the time where the model runs on the same cores, and keep a GPU busy where it does not.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8) if cores > 1 else 0
 
 
 def image_batches(
@@ -137,7 +152,7 @@ def image_batches(
     """Preprocess images batch by batch, for `extract_features`.
 
     Args:
-        images: Pillow images or arrays by index, decoded when asked for.
+        images: Pillow images, arrays or tensors `(channels, height, width)` by index, decoded when asked for.
         processor: The model's.
         num_channels: That the model takes.
         batch_size: Images at a time.
