@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 
 from benchmarks.measure import describe_machine
@@ -179,24 +180,26 @@ def draw_panel(ax: Axes, seeds: Sequence[Sequence[Row]], column: str) -> None:
         ax.annotate(
             model,
             curve[widest],
-            xytext=(0, 12 if model == highest else -12),
+            xytext=(0, 14 if model == highest else -14),
             textcoords="offset points",
             color=COLORS[model],
-            ha="center",
+            ha="left" if widest == 0 else "right" if widest == len(curve) - 1 else "center",
             va="center",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
         )
     ax.set_xscale("log")
     ax.minorticks_off()
     ticks = [seconds for seconds, _ in curves["CRATE-MAE"]]
     ax.set_xticks(ticks, [f"{seconds:.0f}" for seconds in ticks])
     ax.grid(alpha=0.3)
-    ax.margins(x=0.12, y=0.12)
+    ax.margins(x=0.08, y=0.15)
     ax.set_xlabel("CPU seconds of training")
 
 
 def plot(seeds: Sequence[Sequence[Row]]) -> Figure:
     """Draw errors at both mask ratios and both probes against CPU seconds."""
     figure = Figure(figsize=(9, 7), layout="constrained")
+    figure.supxlabel("Lines: means over seeds. Points: runs, each with a schedule of its own length.", fontsize=9)
     errors, probes = figure.subplots(2, 2)
     for ax, (ratio, column) in zip(errors, ERRORS.items(), strict=True):
         draw_panel(ax, seeds, column)
@@ -211,8 +214,9 @@ def plot(seeds: Sequence[Sequence[Row]]) -> Figure:
                 )
                 color = COLORS.get(row["model"].split(",")[0], "grey")
                 ax.axhline(level, color=color, linestyle=":", linewidth=1.2)
-                ax.annotate(row["model"], (1, level), xycoords=("axes fraction", "data"), color=color, fontsize=8,
-                            xytext=(-3, 2), textcoords="offset points", ha="right")  # fmt: skip
+                text = row["model"].replace(", ", ",\n")
+                place = {"xy": (1.02, level), "xycoords": ("axes fraction", "data")}
+                ax.annotate(text, **place, color=color, fontsize=8, va="center")
         ax.set(title=f"linear probe, {column}", ylabel="test accuracy")
     return figure
 
