@@ -16,11 +16,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results import run_missing, summarise
-
 from crate_mae_hf.cli import clear_errors
 from crate_mae_hf.evaluation.results import library_versions
-from crate_mae_hf.tables import Row, markdown_table, text_table
+from crate_mae_hf.tables import Row, markdown_table, summarise, text_table
+from crate_mae_hf.training.steps import run_missing
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/mlo_mae_results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     args = parser.parse_args()
-    run = {seed: run_missing(commands(args.output_dir / f"seed_{seed}", seed)) for seed in args.seeds}
+    run = {seed: run_missing(EXAMPLES, commands(args.output_dir / f"seed_{seed}", seed)) for seed in args.seeds}
     measured = {seed: read_seed(args.output_dir / f"seed_{seed}") for seed in args.seeds}
     table = summarise(list(measured.values()))
     about = f"Seeds {', '.join(map(str, args.seeds))}; test images of the bundled Fashion-MNIST sample.\n\n{CAVEATS}"

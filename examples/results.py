@@ -13,9 +13,6 @@ half an hour per seed on one CPU core.
 
 import argparse
 import json
-import shlex
-import statistics
-from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,8 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from crate_mae_hf import CrateConfig
 from crate_mae_hf.cli import clear_errors, parse_overrides
 from crate_mae_hf.evaluation.results import library_versions
-from crate_mae_hf.tables import Row, format_value, markdown_table, text_table
-from crate_mae_hf.training.steps import run_script
+from crate_mae_hf.tables import Row, markdown_table, summarise, text_table
+from crate_mae_hf.training.steps import run_missing
 
 EXAMPLES = Path(__file__).parent
 DATA = EXAMPLES / "data" / "fashion_mnist_sample"
@@ -105,21 +102,6 @@ def commands(folder: Path, seed: int) -> dict[Path, list[Any]]:
     }
 
 
-def run_missing(steps: Mapping[Path, Sequence[Any]]) -> list[str]:
-    """Run the steps whose result is not there, and return the commands of all.
-
-    Args:
-        steps: Script and flags of each step by the file it leaves at its end.
-    """
-    run = []
-    for result, (script, *flags) in steps.items():
-        run.append(shlex.join(["python", f"examples/{script}", *map(str, flags)]))
-        if not result.exists():
-            print(f"\n{run[-1]}", flush=True)
-            run_script(EXAMPLES / script, *flags)
-    return run
-
-
 def read(path: Path, name: str) -> Any:
     """Return one value of a file that a step has left.
 
@@ -171,27 +153,13 @@ def read_classifiers(folder: Path) -> list[Row]:
     ]
 
 
-def summarise_cell(values: Sequence[Any]) -> str:
-    """Return what all seeds have in common, or mean and standard deviation over seeds."""
-    if len(set(values)) == 1:
-        return format_value(values[0])
-    digits = 4 if max(values) <= 1 else 0
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-
-
-def summarise(seeds: Sequence[Sequence[Row]]) -> list[Row]:
-    """Return the table of several seeds, each with the same rows."""
-    columns = ({name: [row[name] for row in rows] for name in rows[0]} for rows in zip(*seeds, strict=True))
-    return [{name: summarise_cell(values) for name, values in cells.items()} for cells in columns]
-
-
 def main() -> None:
     """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/results"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     args = parser.parse_args()
-    run = {seed: run_missing(commands(args.output_dir / f"seed_{seed}", seed)) for seed in args.seeds}
+    run = {seed: run_missing(EXAMPLES, commands(args.output_dir / f"seed_{seed}", seed)) for seed in args.seeds}
     tables, measured = {}, {}
     for title, read_seed in (("Pre-trained encoders", read_encoders), ("Trained on the labels", read_classifiers)):
         measured[title] = {seed: read_seed(args.output_dir / f"seed_{seed}") for seed in args.seeds}

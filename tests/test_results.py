@@ -9,6 +9,7 @@ import pytest
 from transformers import ViTMAEConfig
 
 from crate_mae_hf import CrateMaeConfig, CrateMaeForImageClassification
+from crate_mae_hf.training import steps
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHAPE = {"image_size": 28, "patch_size": 7, "num_channels": 1, "hidden_size": 16, "num_attention_heads": 2}
@@ -63,7 +64,7 @@ def run(tmp_path, monkeypatch):
 
     def run(*seeds: int) -> dict:
         results = load_script("results")
-        monkeypatch.setattr(results, "run_script", lambda *args: pytest.fail("a finished step was repeated"))
+        monkeypatch.setattr(steps, "run_script", lambda *args: pytest.fail("a finished step was repeated"))
         monkeypatch.setattr(sys, "argv", ["results.py", "--output_dir", str(tmp_path), "--seeds", *map(str, seeds)])
         results.main()
         return json.loads((tmp_path / "results.json").read_text())
@@ -138,7 +139,7 @@ def test_a_missing_step_is_run_and_its_failure_ends_the_script(config, tmp_path,
         commands.append(list(map(str, command)))
         sys.exit(3)
 
-    monkeypatch.setattr(results, "run_script", run_script)
+    monkeypatch.setattr(steps, "run_script", run_script)
     monkeypatch.setattr(sys, "argv", ["results.py", "--output_dir", str(tmp_path), "--seeds", "1"])
     with pytest.raises(SystemExit) as stopped:
         results.main()

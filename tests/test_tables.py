@@ -2,7 +2,7 @@ import csv
 import json
 import math
 
-from crate_mae_hf.tables import markdown_table, text_table, write_table
+from crate_mae_hf.tables import markdown_table, summarise, text_table, write_table
 
 ROWS = [{"part": "encoder", "layer": 1, "rate": 1234.5678}, {"part": "<decoder>", "rate": math.nan, "error": 0.25}]
 WORDS = [
@@ -48,3 +48,15 @@ def test_markdown_table():
 def test_a_column_with_a_word_in_it_is_one_of_words():
     rows = [{"value": "32", "unit": "MiB"}, {"value": "none", "unit": ""}, {"value": -1.5}]
     assert text_table(rows).splitlines() == ["value  unit", "32     MiB", "none   ", "-1.5   "]
+
+
+def test_a_table_of_seeds_has_mean_and_deviation_where_they_differ():
+    seeds = [
+        [{"model": "crate_mae", "accuracy": 0.8, "seconds": 400.0}, {"model": "pixels", "accuracy": 0.7}],
+        [{"model": "crate_mae", "accuracy": 0.9, "seconds": 410.0}, {"model": "pixels", "accuracy": 0.7}],
+    ]
+    assert summarise(seeds) == [
+        {"model": "crate_mae", "accuracy": "0.8500 ± 0.0707", "seconds": "405 ± 7"},
+        {"model": "pixels", "accuracy": "0.7"},
+    ]
+    assert summarise(seeds[:1])[0] == {"model": "crate_mae", "accuracy": "0.8", "seconds": "400"}

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def markdown_table(rows: Sequence[Row]) -> str:
         for cell, column in zip(header, columns, strict=True)
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *lines))
+
+
+def summarise(seeds: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return the table of several seeds, each with the same rows: what they have in common, or mean ± deviation."""
+    columns = ({name: [row[name] for row in rows] for name in rows[0]} for rows in zip(*seeds, strict=True))
+    return [{name: _summarise_cell(values) for name, values in cells.items()} for cells in columns]
+
+
+def _summarise_cell(values: Sequence[Any]) -> str:
+    """Return what all seeds have in common, or mean and standard deviation over seeds."""
+    if len(set(values)) == 1:
+        return format_value(values[0])
+    digits = 4 if max(values) <= 1 else 0
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _columns(rows: Sequence[Row]) -> list[list[str]]:
