@@ -94,6 +94,8 @@ def test_folding_saves_the_operations_it_claims():
     fewer = 2 * (6 - 3) * tokens * width**2 - 2 * 2 * width**3  # products over the tokens, less M and its gradient
     fewer += 2 * 3 * (tokens - masked) * width * 192  # the last product for visible patches
     fewer -= 2 * 2 * 2 * 3 * 65**2 * 16  # in both layers SDPA's backward computes the attention map again
+    fewer += 2 * 3 * (tokens - masked) * width**2  # in the decoder's layer O takes masked patches alone,
+    fewer += 2 * 7 * (tokens - masked) * 65 * width  # and attention has no other queries
     assert counts["literal"] - counts["crate_mae"] == fewer
 
 
