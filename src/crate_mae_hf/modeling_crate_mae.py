@@ -363,7 +363,13 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
             targets = select_tokens(targets, positions)
         return (logits.float() - targets).pow(2).mean(dim=-1)
 
-    def forward_loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward_loss(
+        self,
+        pixel_values: torch.Tensor,
+        logits: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         r"""Mean of the `patch_errors` over the masked patches, in float32.
 
             loss = sum_l mask_l e_l / sum_l mask_l
@@ -372,10 +378,14 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
 
         Args:
             pixel_values: Images of shape `(batch_size, num_channels, height, width)` that fit the model.
-            logits: Predicted patches of shape `(batch_size, num_patches, P)`.
+            logits: Predicted patches of shape `(batch_size, num_patches, P)`, or `(batch_size, M, P)`.
             mask: 1 where a patch is masked, `(batch_size, num_patches)`.
+            positions: Which M patches of each image are predicted, `(batch_size, M)`, all masked ones among them; all
+                when left out.
         """
-        return (self.patch_errors(pixel_values, logits) * mask).sum() / mask.sum().clamp(min=1)
+        errors = self.patch_errors(pixel_values, logits, positions)
+        weights = mask if positions is None else mask.gather(1, positions)
+        return (errors * weights).sum() / weights.sum().clamp(min=1)
 
     @can_return_tuple
     def forward(
@@ -453,8 +463,7 @@ class CrateMaeForPreTraining(CrateMaePreTrainedModel):
             num_masked = max(int(bool_masked_pos.sum(dim=1).max()), 1)
             positions = mask.argsort(dim=1, descending=True, stable=True)[:, :num_masked]
             tokens = self.decoder(outputs.last_hidden_state, positions + 1, **kwargs)  # behind the cls token
-            errors = self.patch_errors(pixel_values, self.predict(tokens), positions)
-            loss = (errors * mask.gather(1, positions)).sum() / mask.sum().clamp(min=1)
+            loss = self.forward_loss(pixel_values, self.predict(tokens), mask, positions)
         # Without noise, visible and masked patches keep their order; ONNX has no stable sort that would do the same.
         ranking = mask * mask.shape[1] + torch.arange(mask.shape[1], device=mask.device) if noise is None else noise
         return CrateMaeForPreTrainingOutput(
