@@ -3,8 +3,6 @@
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +14,10 @@ from tqdm.auto import tqdm
 from benchmarks.data import make_photos
 from benchmarks.measure import describe_machine, summarize
 from benchmarks.models import Size, build
-from benchmarks.timed_run import BARE_LOOP
+from benchmarks.timed_run import BARE_LOOP, time_program
 from crate_mae_hf import CrateMaeConfig, CrateMaeImageProcessor
 from crate_mae_hf.tables import markdown_table
 
-ROOT = Path(__file__).parents[1]
 OURS, BARE, VIT_MAE = "run_mae.py", "bare loop", "vit_mae_baseline.py"
 PROGRAMS = {OURS: "run_mae.py", BARE: BARE_LOOP, VIT_MAE: "vit_mae_baseline.py"}
 DEFAULT, KEPT = "given back", "kept"  # what becomes of freed memory
@@ -105,24 +102,6 @@ def build_flags(
     return [str(folder / "crate_mae"), *flags] if program == VIT_MAE else flags
 
 
-def time_run(
-    program: str, freed_memory: str, folder: Path, args: argparse.Namespace, flags: list[str]
-) -> dict[str, float]:
-    """Run a program in a process of its own; what its clock has read."""
-    clock = folder / "clock.json"
-    steps = [str(args.first_steps), str(args.first_steps + args.steps)]
-    command = [sys.executable, "-m", "benchmarks.timed_run", PROGRAMS[program], "--clock_file", str(clock)]
-    command += ["--clock_steps", *steps, "--clock_device", args.device, *(["--keep"] if freed_memory == KEPT else [])]
-    with TemporaryDirectory(dir=folder) as output:
-        command += [*flags, "--output_dir", output]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"error: {program} failed:\n{done.stderr}")
-    record: dict[str, float] = json.loads(clock.read_text())
-    clock.unlink()
-    return record
-
-
 def measure(folder: Path, args: argparse.Namespace, size: Size, batch_size: int, num_workers: int) -> dict[str, Any]:
     """Run every program in turns, each round from another one on."""
     candidates = list(product(args.programs, args.freed_memory))
@@ -132,7 +111,10 @@ def measure(folder: Path, args: argparse.Namespace, size: Size, batch_size: int,
             shift = number % len(candidates)
             for program, freed_memory in candidates[shift:] + candidates[:shift]:
                 flags = build_flags(program, folder, args, size, batch_size, num_workers)
-                record = time_run(program, freed_memory, folder, args, flags)
+                first, last = args.first_steps, args.first_steps + args.steps
+                with TemporaryDirectory(dir=folder) as output:
+                    flags += ["--output_dir", output]
+                    record = time_program(PROGRAMS[program], flags, first, last, args.device, freed_memory == KEPT)
                 records[program, freed_memory].append(record)
                 progress.write(f"{program}, freed memory {freed_memory}: {json.dumps(record)}")
                 progress.update()

@@ -1,26 +1,30 @@
 """Time to quality: held-out error and probes against CPU seconds of training: `python -m benchmarks.time_to_quality`.
 
 CRATE-MAE by its recipe for the bundled sample, in several lengths, and for each a ViTMAE of equal CPU seconds by its
-own. Runs the example scripts; a step whose result is there is not repeated: an interrupted run goes on where it was,
-and seeds may run side by side. Half an hour of CPU time per seed.
+own. First, on a machine without other work, it measures what a step of each takes, and keeps that in `rates.json`. Then
+it runs the example scripts; a step whose result is there is not repeated: an interrupted run goes on where it was, and
+once the rates are there seeds may run side by side. Half an hour of CPU time per seed.
 """
 
 import argparse
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from tqdm.auto import trange
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 
-from benchmarks.measure import describe_machine
+from benchmarks.measure import describe_machine, summarize
+from benchmarks.timed_run import time_program
 from crate_mae_hf.cli import clear_errors, read_recipe
 from crate_mae_hf.data.augmentation import build_eval_transform
 from crate_mae_hf.data.masks import MaskingDataset
@@ -41,13 +45,16 @@ MASK_RATIOS = {model: read_recipe(recipe)["mask_ratio"] for model, recipe in REC
 TRAINED_AT = ", ".join(f"{model} {ratio}" for model, ratio in MASK_RATIOS.items())
 ERRORS = {ratio: f"error at {ratio}" for ratio in MASK_RATIOS.values()}
 FEW_LABELS = 1000
+TIMED_STEPS = {"CRATE-MAE": 50, "ViTMAE": 250}  # in each round; about as long as one another
+FIRST_STEPS, ROUNDS = 10, 7  # steps of each round that do not count, and rounds
 ALL, FEW = "all labels", f"{FEW_LABELS:,} labels"
 CAVEATS = f"""\
 - Each row is a run of its own, with warm-up and cosine of its own length; none is a point on the way of a longer one.
-- The ViTMAE of each length gets the CPU seconds of training (user time of the process and its data loader worker) that
-  the CRATE-MAE of this length and seed took. Evaluation counts for neither, nor does the trial that says how many steps
-  they pay for. Images and patches are the same, no crops, no flips. Nothing else is equal: each has the width, decoder,
-  mask ratio, batch and learning rate of its own recipe.
+- The ViTMAE of each length gets as many steps as take the CPU seconds of the CRATE-MAE's, and CPU seconds are steps by
+  what a step takes: the median of short runs of both in turns, with the data loader worker's and the system's. What
+  the whole runs took depends on what else the machine did in their hours, so no length of either is taken from it.
+  Evaluation counts for neither. Images and patches are the same, no crops, no flips. Nothing else is equal: each has
+  the width, decoder, mask ratio, batch and learning rate of its own recipe.
 - Both recipes were chosen on 10,000 other training images by runs of 45 to 60 and of 320 to 390 CPU seconds, some 40
   tries for the CRATE-MAE and 20 for the ViTMAE (docs/experiments.md). They are the same for every length here.
 - Errors are over masked patches of the test images, whose pixels are normalised patch by patch, with the same masks for
@@ -62,30 +69,76 @@ CAVEATS = f"""\
 """
 
 
+def training_steps(shares: Sequence[float], rates: Mapping[str, float]) -> dict[float, dict[str, int]]:
+    """Return the training steps of both models by the share of the CRATE-MAE's recipe, of equal CPU seconds."""
+    recipe, images = read_recipe(RECIPES["CRATE-MAE"]), datasets.load_dataset(str(DATA), split="train").num_rows
+    epoch = math.ceil(images / recipe["per_device_train_batch_size"])
+    ours = {share: math.ceil(share * recipe["num_train_epochs"] * epoch) for share in shares}
+    ratio = rates["CRATE-MAE"] / rates["ViTMAE"]
+    return {share: {"CRATE-MAE": steps, "ViTMAE": max(1, round(steps * ratio))} for share, steps in ours.items()}
+
+
 def run_folder(folder: Path, share: float) -> Path:
     """Return where the runs of a length stand in the folder of a seed."""
     return folder / f"share_{share:g}"
 
 
-def commands(folder: Path, seed: int, shares: Sequence[float]) -> dict[Path, list[Any]]:
-    """Return the script and flags of each step of a seed by the file it leaves at its end; steps build on others."""
-    steps: dict[Path, list[Any]] = {}
-    epochs, seeded = read_recipe(RECIPES["CRATE-MAE"])["num_train_epochs"], ["--dataset_name", DATA, "--seed", seed]
+def measure_rates(folder: Path) -> dict[str, list[float]]:
+    """Return the CPU seconds of a step of both recipes, by runs in turns, from disk where they are."""
+    path = folder / "rates.json"
+    if not path.exists():
+        rates: dict[str, list[float]] = {model: [] for model in RECIPES}
+        for _ in trange(ROUNDS, desc="seconds per step"):
+            with TemporaryDirectory() as name:
+                crate_mae, vit_mae = (Path(name) / each for each in FOLDERS)
+                recipe = [RECIPES["CRATE-MAE"], "--eval_strategy", "no", "--do_eval", "false"]
+                programs = {
+                    "CRATE-MAE": ("run_mae.py", [*recipe, "--output_dir", crate_mae]),
+                    "ViTMAE": ("vit_mae_baseline.py", [crate_mae, "--output_dir", vit_mae]),
+                }
+                for model, (program, flags) in programs.items():
+                    last = FIRST_STEPS + TIMED_STEPS[model]
+                    flags += ["--dataset_name", DATA, "--save_strategy", "no", "--max_steps", last]
+                    took = time_program(program, flags, FIRST_STEPS, last)
+                    rates[model].append(took["cpu_seconds"] / TIMED_STEPS[model])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, rates)
+    return json.loads(path.read_text())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file that is whole as soon as it is there."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def commands(folder: Path, seed: int, steps: Mapping[float, Mapping[str, int]]) -> dict[Path, list[Any]]:
+    """Return the script and flags of each step of a seed by the file it leaves at its end; they build on one another.
+
+    Args:
+        folder: Folder of the seed.
+        seed: Seed of everything.
+        steps: Training steps of each model by the share of the recipe.
+    """
+    run: dict[Path, list[Any]] = {}
+    seeded = ["--dataset_name", DATA, "--seed", seed]
     probe = ["--features", "mean", "--few_labels", FEW_LABELS, "--no_feature_cache", *seeded]
     models: list[Path] = []
-    for share in shares:
+    for share, counts in steps.items():
         models = [run_folder(folder, share) / name for name in FOLDERS]
         crate_mae, vit_mae = models
-        length = ["--num_train_epochs", share * epochs, "--eval_strategy", "no", "--resume_from_checkpoint", "auto"]
-        steps[crate_mae / "eval_results.json"] = ["run_mae.py", RECIPES["CRATE-MAE"], *length, *seeded]
-        steps[vit_mae / "eval_results.json"] = ["vit_mae_baseline.py", crate_mae, *seeded]
+        ours, theirs = (["--max_steps", counts[model], *seeded] for model in RECIPES)
+        ours += ["--eval_strategy", "no", "--resume_from_checkpoint", "auto"]
+        run[crate_mae / "eval_results.json"] = ["run_mae.py", RECIPES["CRATE-MAE"], *ours]
+        run[vit_mae / "eval_results.json"] = ["vit_mae_baseline.py", crate_mae, *theirs]
         probes = crate_mae.parent / "probes" / "results.json"
-        steps[probes] = ["run_linear_probe.py", "--model_name_or_path", *models, *probe]
+        run[probes] = ["run_linear_probe.py", "--model_name_or_path", *models, *probe]
     untrained = ["--random_init", "--raw_pixels"]  # of the same shapes
-    steps[folder / "untrained" / "results.json"] = [
+    run[folder / "untrained" / "results.json"] = [
         "run_linear_probe.py", "--model_name_or_path", *models, *untrained, *probe,
     ]  # fmt: skip
-    return {result: [*command, "--output_dir", result.parent] for result, command in steps.items()}
+    return {result: [*command, "--output_dir", result.parent] for result, command in run.items()}
 
 
 def measure_errors(run: Path, seed: int) -> dict[str, dict[str, float]]:
@@ -102,9 +155,7 @@ def measure_errors(run: Path, seed: int) -> dict[str, dict[str, float]]:
             for ratio, column in ERRORS.items():
                 model.config.mask_ratio = ratio
                 errors[name][column] = masked_error(model, masked)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(errors, indent=2) + "\n")
-        unfinished.replace(path)
+        write_json(path, errors)
     return json.loads(path.read_text())
 
 
@@ -116,17 +167,16 @@ def read_probes(path: Path) -> dict[tuple[str, str], Row]:
     }
 
 
-def read_seed(folder: Path, seed: int, shares: Sequence[float]) -> list[Row]:
+def read_seed(folder: Path, seed: int, shares: Sequence[float], rates: Mapping[str, float]) -> list[Row]:
     """Return what a seed gave for each length and model, without training, and by pixels alone."""
     rows: list[Row] = []
     for share in shares:
         run = run_folder(folder, share)
         errors, probes = measure_errors(run, seed), read_probes(run / "probes" / "results.json")
         for name, model in FOLDERS.items():
-            training = json.loads((run / name / "all_results.json").read_text())
-            row = {"model": model, "of the recipe": share, "CPU seconds": training["train_cpu_seconds"]}
-            row |= {"steps": read_state(run / name)["global_step"], **errors[model]}
-            rows.append(row | probes[name, "trained"])
+            steps = read_state(run / name)["global_step"]
+            row = {"model": model, "of the recipe": share, "CPU seconds": steps * rates[model], "steps": steps}
+            rows.append(row | errors[model] | probes[name, "trained"])
     untrained = read_probes(folder / "untrained" / "results.json")
     rows += [{"model": f"{model}, random weights", **untrained[name, "random"]} for name, model in FOLDERS.items()]
     return [*rows, {"model": "raw pixels", **untrained["raw pixels", ""]}]
@@ -237,16 +287,28 @@ def main(arguments: list[str] | None = None) -> None:
     if shares[0] <= 0:
         parser.error(f"`--shares` must be positive, got {shares[0]:g}.")
     folders = {seed: args.output_dir / f"seed_{seed}" for seed in dict.fromkeys(args.seeds)}
-    run = {seed: run_missing(EXAMPLES, commands(folder, seed, shares)) for seed, folder in folders.items()}
-    measured = {seed: read_seed(folder, seed, shares) for seed, folder in folders.items()}
+    timed = {model: summarize(rounds) for model, rounds in measure_rates(args.output_dir).items()}
+    rates = {model: rate["median"] for model, rate in timed.items()}
+    steps = training_steps(shares, rates)
+    run = {seed: run_missing(EXAMPLES, commands(folder, seed, steps)) for seed, folder in folders.items()}
+    measured = {seed: read_seed(folder, seed, shares, rates) for seed, folder in folders.items()}
     seeds = list(measured.values())
     table, seconds = summarise(seeds), compare_seconds(seeds)
     machine = describe_machine("cpu")
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
-    about += f"\nSeeds {', '.join(map(str, folders))}; test images of the bundled Fashion-MNIST sample.\n\n{CAVEATS}"
+    about += f"\nSeeds {', '.join(map(str, folders))}; test images of the bundled Fashion-MNIST sample.\n"
+    each = (f"{model} {rate['median']:.4f} ({rate['min']:.4f}-{rate['max']:.4f})" for model, rate in timed.items())
+    about += f"CPU seconds of a step, median and range of {ROUNDS} rounds: {', '.join(each)}.\n\n{CAVEATS}"
     text = f"{about}\n{markdown_table(table)}\nCPU seconds to an accuracy, by the means over seeds, interpolated over "
     text += f"their logarithm:\n\n{markdown_table(seconds)}"
-    record = {"machine": machine, "about": about, "results": table, "seconds": seconds, "seeds": measured}
+    record = {
+        "machine": machine,
+        "about": about,
+        "seconds_per_step": timed,
+        "results": table,
+        "seconds": seconds,
+        "seeds": measured,
+    }
     (args.output_dir / "results.json").write_text(json.dumps(record | {"commands": run}, indent=2) + "\n")
     (args.output_dir / "results.md").write_text(text)
     plot(seeds).savefig(args.output_dir / "time_to_quality.png", dpi=120)

@@ -1,14 +1,17 @@
-"""One run with a clock, in the process that it has for itself: `benchmarks.runs` starts it."""
+"""One run with a clock, in the process that it has for itself, which `time_program` starts."""
 
 import argparse
 import json
 import os
 import resource
 import runpy
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -26,8 +29,32 @@ from crate_mae_hf.data.masks import load_datasets
 from crate_mae_hf.training.arguments import MaeModelArguments, MaeTrainingArguments
 from crate_mae_hf.training.models import build_autoencoder, build_image_processor
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
 BARE_LOOP = "bare_loop"  # instead of a script
+
+
+def time_program(
+    program: str, flags: Sequence[Any], first: int, last: int, device: str = "cpu", keep: bool = False
+) -> dict[str, float]:
+    """Run a program in a process of its own, and return what it took between the ends of two steps, and peak memory.
+
+    Args:
+        program: Name of an example script, or [`BARE_LOOP`].
+        flags: Its command line.
+        first: The last step that does not count.
+        last: The last step that does.
+        device: Device that trains.
+        keep: Keep freed memory.
+    """
+    with TemporaryDirectory() as folder:
+        clock = Path(folder) / "clock.json"
+        command = [sys.executable, "-m", "benchmarks.timed_run", program, "--clock_file", clock]
+        command += ["--clock_steps", first, last, "--clock_device", device, *(["--keep"] if keep else []), *flags]
+        done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"error: {program} failed:\n{done.stderr}")
+        record: dict[str, float] = json.loads(clock.read_text())
+    return record
 
 
 def cpu_seconds() -> float:
@@ -124,7 +151,7 @@ def main() -> None:
         callbacks: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
         callbacks.append(clock)  # the only way to a Trainer that a script makes
         sys.argv = [args.program, *flags]
-        runpy.run_path(str(EXAMPLES / args.program), run_name="__main__")
+        runpy.run_path(str(ROOT / "examples" / args.program), run_name="__main__")
     args.clock_file.write_text(json.dumps({**clock.elapsed(), "peak_memory_mib": resident_memory("VmHWM")}))
 
 

@@ -206,7 +206,7 @@ def test_runs(tmp_path, monkeypatch, capsys):
             timed_run.main()
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(runs.subprocess, "run", run_here)
+    monkeypatch.setattr(timed_run.subprocess, "run", run_here)
     runs.main([*RUNS, str(tmp_path / "out")])
     check_runs(tmp_path / "out", capsys.readouterr().out)
     ours, bare, vit_mae = runs.PROGRAMS.values()
@@ -216,7 +216,7 @@ def test_runs(tmp_path, monkeypatch, capsys):
 
 def test_every_round_of_runs_begins_with_another(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(runs, "time_run", lambda program, memory, *args: order.append((program, memory)) or {})
+    monkeypatch.setattr(runs, "time_program", lambda program, *args: order.append((program, args[-1])) or {})
     args = runs.parse_args([*RUNS, str(tmp_path / "out"), "--rounds", "3", "--programs", runs.OURS, runs.BARE])
     result = runs.measure(tmp_path, args, Size(48, 2, 3, 32, 8), 2, 0)
     rounds = [order[:4], order[4:8], order[8:]]
@@ -251,7 +251,7 @@ def test_runs_in_processes_of_their_own(tmp_path, capsys):
 
 def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stderr="error: the disk is full")
-    monkeypatch.setattr(runs.subprocess, "run", lambda *args, **kwargs: failed)
+    monkeypatch.setattr(timed_run.subprocess, "run", lambda *args, **kwargs: failed)
     with pytest.raises(SystemExit, match=r"run_mae.py failed:\nerror: the disk is full"):
         runs.main([*RUNS, str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,6 @@ def write_seed(folder: Path, better: float = 0.0) -> None:
         run, rows = folder / f"share_{share:g}", []
         for name, worse in (("crate_mae", 0.0), ("vit_mae", 0.02)):
             write_json(run / name / "eval_results.json", {})
-            write_json(run / name / "all_results.json", {"train_cpu_seconds": share * (400 if worse else 404)})
             write_json(run / name / "trainer_state.json", {"global_step": int(share * (2000 if worse else 1000))})
             rows.append(probe(run / name, "trained", accuracy - worse + better))
         write_json(run / "probes" / "results.json", {"results": rows})
@@ -44,6 +43,11 @@ def write_seed(folder: Path, better: float = 0.0) -> None:
     write_json(folder / "untrained" / "results.json", {"results": [*untrained, pixels]})
 
 
+def write_rates(folder: Path) -> None:
+    """Write what a step takes in three rounds, whose medians count."""
+    write_json(folder / "rates.json", {"CRATE-MAE": [0.404, 0.4, 0.6], "ViTMAE": [0.2, 0.25, 0.1]})
+
+
 def main(folder: Path, *seeds: int, shares: tuple[float, ...] = (1, 0.25)) -> dict:
     arguments = ["--output_dir", folder, "--seeds", *seeds, "--shares", *shares]
     time_to_quality.main(list(map(str, arguments)))
@@ -56,6 +60,7 @@ def finished(monkeypatch):
 
 
 def test_the_table_is_of_what_the_runs_have_left(finished, tmp_path, capsys):
+    write_rates(tmp_path)
     for seed, better in ((1, 0.0), (2, 0.01)):
         write_seed(tmp_path / f"seed_{seed}", better)
     written = main(tmp_path, 1, 2)
@@ -86,10 +91,12 @@ def test_the_table_is_of_what_the_runs_have_left(finished, tmp_path, capsys):
     assert ("all labels", "0.84", "340", "> 400") in reached
     for text in ((tmp_path / "results.md").read_text(), capsys.readouterr().out):
         assert text.index("Mask ratios of training: CRATE-MAE 0.5, ViTMAE 0.75") < text.index("| model")
+        assert "CRATE-MAE 0.4040 (0.4000-0.6000), ViTMAE 0.2000 (0.1000-0.2500)" in text
     assert (tmp_path / "time_to_quality.png").stat().st_size > 10_000
 
 
 def test_every_point_of_the_picture_is_a_run(finished, tmp_path):
+    write_rates(tmp_path)
     write_seed(tmp_path / "seed_1")
     measured = main(tmp_path, 1)["seeds"]["1"]
     figure = time_to_quality.plot([measured])
@@ -101,7 +108,8 @@ def test_every_point_of_the_picture_is_a_run(finished, tmp_path):
     assert ["trains at this ratio" in axes.get_title() for axes in figure.axes] == [True, True, False, False]
 
 
-def test_a_missing_run_is_whole_and_the_vit_mae_gets_its_seconds(tmp_path, monkeypatch):
+def test_a_missing_run_is_whole_and_the_vit_mae_gets_as_many_seconds(tmp_path, monkeypatch):
+    write_rates(tmp_path)
     write_seed(tmp_path / "seed_1")
     for name in ("crate_mae", "vit_mae"):
         (tmp_path / "seed_1" / "share_0.25" / name / "eval_results.json").unlink()
@@ -110,12 +118,31 @@ def test_a_missing_run_is_whole_and_the_vit_mae_gets_its_seconds(tmp_path, monke
     main(tmp_path, 1)
     (ours, *flags), (theirs, crate_mae, *others) = run
     assert (Path(ours).name, Path(theirs).name) == ("run_mae.py", "vit_mae_baseline.py")
-    epochs = read_recipe(time_to_quality.RECIPES["CRATE-MAE"])["num_train_epochs"]
-    assert flags[flags.index("--num_train_epochs") + 1] == str(epochs / 4)
-    assert "--max_steps" not in flags + others
+    recipe = read_recipe(time_to_quality.RECIPES["CRATE-MAE"])
+    batches = -(-10_000 // recipe["per_device_train_batch_size"])
+    length = int(flags[flags.index("--max_steps") + 1])
+    assert length == -(-recipe["num_train_epochs"] * batches // 4)  # as Trainer rounds a quarter of the epochs
+    assert int(others[others.index("--max_steps") + 1]) * 0.2 == pytest.approx(length * 0.404, abs=0.1)
     assert crate_mae == flags[flags.index("--output_dir") + 1] == str(tmp_path / "seed_1" / "share_0.25" / "crate_mae")
     for name in ("--seed", "--dataset_name"):
         assert flags[flags.index(name) + 1] == others[others.index(name) + 1]
+
+
+def test_rates_are_measured_in_turns_and_once(tmp_path, monkeypatch):
+    started = []
+
+    def time_program(program: str, flags: list, first: int, last: int) -> dict[str, float]:
+        assert flags[flags.index("--max_steps") + 1] == last
+        started.append(program)
+        return {"cpu_seconds": (0.4 if program == "run_mae.py" else 0.1) * (last - first)}
+
+    monkeypatch.setattr(time_to_quality, "time_program", time_program)
+    rounds = time_to_quality.ROUNDS
+    measured = time_to_quality.measure_rates(tmp_path / "new")
+    assert started == ["run_mae.py", "vit_mae_baseline.py"] * rounds
+    assert measured == {"CRATE-MAE": [pytest.approx(0.4)] * rounds, "ViTMAE": [pytest.approx(0.1)] * rounds}
+    assert time_to_quality.measure_rates(tmp_path / "new") == measured
+    assert len(started) == 2 * rounds
 
 
 def test_errors_of_the_two_are_of_the_same_targets():
@@ -139,11 +166,14 @@ def test_real_runs(tmp_path, monkeypatch):
         images.to_parquet(tmp_path / "images" / f"{split}.parquet")
     monkeypatch.setattr(time_to_quality, "DATA", tmp_path / "images")
     monkeypatch.setattr(time_to_quality, "FEW_LABELS", 100)
+    monkeypatch.setattr(time_to_quality, "ROUNDS", 1)
     out = tmp_path / "out"
     measured = main(out, 1, shares=(1,))["seeds"]["1"]
     ours, theirs = measured[:2]
     assert ours["steps"] == 9 * 3  # batches
-    assert 0.4 < theirs["CPU seconds"] / ours["CPU seconds"] < 2.5
+    rates = {model: rounds[0] for model, rounds in json.loads((out / "rates.json").read_text()).items()}
+    assert theirs["steps"] == round(ours["steps"] * rates["CRATE-MAE"] / rates["ViTMAE"]) > 0
+    assert ours["CPU seconds"] == pytest.approx(ours["steps"] * rates["CRATE-MAE"])
     # At its own ratio each error is the one that the model's script has measured.
     run = out / "seed_1" / "share_1"
     results = [json.loads((run / name / "all_results.json").read_text()) for name in time_to_quality.FOLDERS]
