@@ -3,7 +3,7 @@
 CRATE-MAE by its recipe for the bundled sample, in several lengths, and for each a ViTMAE of equal CPU seconds by its
 own. First, on a machine without other work, it measures what a step of each takes, and keeps that in `rates.json`. Then
 it runs the example scripts; a step whose result is there is not repeated: an interrupted run goes on where it was, and
-once the rates are there seeds may run side by side. Half an hour of CPU time per seed.
+once the rates are there seeds may run side by side. Half an hour to an hour of CPU time per seed.
 """
 
 import argparse
@@ -175,7 +175,7 @@ def read_seed(folder: Path, seed: int, shares: Sequence[float], rates: Mapping[s
         errors, probes = measure_errors(run, seed), read_probes(run / "probes" / "results.json")
         for name, model in FOLDERS.items():
             steps = read_state(run / name)["global_step"]
-            row = {"model": model, "of the recipe": share, "CPU seconds": steps * rates[model], "steps": steps}
+            row = {"model": model, "of the recipe": share, "CPU seconds": round(steps * rates[model]), "steps": steps}
             rows.append(row | errors[model] | probes[name, "trained"])
     untrained = read_probes(folder / "untrained" / "results.json")
     rows += [{"model": f"{model}, random weights", **untrained[name, "random"]} for name, model in FOLDERS.items()]

@@ -173,7 +173,7 @@ def test_real_runs(tmp_path, monkeypatch):
     assert ours["steps"] == 9 * 3  # batches
     rates = {model: rounds[0] for model, rounds in json.loads((out / "rates.json").read_text()).items()}
     assert theirs["steps"] == round(ours["steps"] * rates["CRATE-MAE"] / rates["ViTMAE"]) > 0
-    assert ours["CPU seconds"] == pytest.approx(ours["steps"] * rates["CRATE-MAE"])
+    assert ours["CPU seconds"] == pytest.approx(ours["steps"] * rates["CRATE-MAE"], abs=0.5)
     # At its own ratio each error is the one that the model's script has measured.
     run = out / "seed_1" / "share_1"
     results = [json.loads((run / name / "all_results.json").read_text()) for name in time_to_quality.FOLDERS]
