@@ -105,13 +105,13 @@ def build_flags(
 def measure(folder: Path, args: argparse.Namespace, size: Size, batch_size: int, num_workers: int) -> dict[str, Any]:
     """Run every program in turns, each round from another one on."""
     candidates = list(product(args.programs, args.freed_memory))
+    first, last = args.first_steps, args.first_steps + args.steps
     records: dict[tuple[str, str], list[dict[str, float]]] = {candidate: [] for candidate in candidates}
     with tqdm(total=args.rounds * len(candidates), desc=f"batch {batch_size}, {num_workers} workers") as progress:
         for number in range(args.rounds):
             shift = number % len(candidates)
             for program, freed_memory in candidates[shift:] + candidates[:shift]:
                 flags = build_flags(program, folder, args, size, batch_size, num_workers)
-                first, last = args.first_steps, args.first_steps + args.steps
                 with TemporaryDirectory(dir=folder) as output:
                     flags += ["--output_dir", output]
                     record = time_program(PROGRAMS[program], flags, first, last, args.device, freed_memory == KEPT)

@@ -86,24 +86,24 @@ def run_folder(folder: Path, share: float) -> Path:
 def measure_rates(folder: Path) -> dict[str, list[float]]:
     """Return the CPU seconds of a step of both recipes, by runs in turns, from disk where they are."""
     path = folder / "rates.json"
-    if not path.exists():
-        rates: dict[str, list[float]] = {model: [] for model in RECIPES}
-        for _ in trange(ROUNDS, desc="seconds per step"):
-            with TemporaryDirectory() as name:
-                crate_mae, vit_mae = (Path(name) / each for each in FOLDERS)
-                recipe = [RECIPES["CRATE-MAE"], "--eval_strategy", "no", "--do_eval", "false"]
-                programs = {
-                    "CRATE-MAE": ("run_mae.py", [*recipe, "--output_dir", crate_mae]),
-                    "ViTMAE": ("vit_mae_baseline.py", [crate_mae, "--output_dir", vit_mae]),
-                }
-                for model, (program, flags) in programs.items():
-                    last = FIRST_STEPS + TIMED_STEPS[model]
-                    flags += ["--dataset_name", DATA, "--save_strategy", "no", "--max_steps", last]
-                    took = time_program(program, flags, FIRST_STEPS, last)
-                    rates[model].append(took["cpu_seconds"] / TIMED_STEPS[model])
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, rates)
-    return json.loads(path.read_text())
+    if path.exists():
+        return json.loads(path.read_text())
+    rates: dict[str, list[float]] = {model: [] for model in RECIPES}
+    for _ in trange(ROUNDS, desc="seconds per step"):
+        with TemporaryDirectory() as name:
+            crate_mae, vit_mae = (Path(name) / each for each in FOLDERS)
+            recipe = [RECIPES["CRATE-MAE"], "--eval_strategy", "no", "--do_eval", "false"]
+            for model, program, flags in (
+                ("CRATE-MAE", "run_mae.py", [*recipe, "--output_dir", crate_mae]),
+                ("ViTMAE", "vit_mae_baseline.py", [crate_mae, "--output_dir", vit_mae]),
+            ):
+                last = FIRST_STEPS + TIMED_STEPS[model]
+                flags += ["--dataset_name", DATA, "--save_strategy", "no", "--max_steps", last]
+                took = time_program(program, flags, FIRST_STEPS, last)
+                rates[model].append(took["cpu_seconds"] / TIMED_STEPS[model])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, rates)
+    return rates
 
 
 def write_json(path: Path, value: object) -> None:
