@@ -57,9 +57,8 @@ def numbers(batches, processor) -> list[int]:
     return (grey / 10).round().int().tolist()
 
 
-def first_batches(stream, number: int, num_workers: int = 0, **arguments) -> list[dict[str, torch.Tensor]]:
-    loader = DataLoader(stream, batch_size=1, num_workers=num_workers, **arguments)
-    return list(itertools.islice(loader, number))
+def first_batches(stream, number: int, num_workers: int = 0) -> list[dict[str, torch.Tensor]]:
+    return list(itertools.islice(DataLoader(stream, batch_size=1, num_workers=num_workers), number))
 
 
 def equal(first, second) -> bool:
